@@ -1,0 +1,1 @@
+"""The online side: spec, lock, store, pack, sign."""

@@ -1,0 +1,168 @@
+"""Writing a bundle: every payload byte is read once, hashed, and written once at its final offset."""
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeAlias
+
+from manifests.errors import DiskError, IntegrityError
+from manifests.files import create_exclusive, disk_error, open_regular, read_into, write_all
+from manifests.manifest import FileEntry
+from manifests.medium import list_problems
+from manifests.pieces import Damage, Piece, Progress, ReadAt, Transfer, pieces_of, run_all, thread_count
+from manifests.tarlayout import SIGNATURE_SLOT, TRAILER, Member, TarLayout, member_header, tar_layout
+
+Source: TypeAlias = Callable[[FileEntry], AbstractContextManager[ReadAt]]
+"""Opens the content of a file of the manifest."""
+
+
+def signature_slot(*blocks: bytes) -> bytes:
+    """Return the signature slot that holds these armored blocks, padded with newlines.
+
+    Raises:
+        IntegrityError: They don't fit.
+    """
+    content = b"".join(blocks)
+    if len(content) > SIGNATURE_SLOT:
+        raise IntegrityError(f"the signatures need {len(content)} bytes, the slot has {SIGNATURE_SLOT}")
+    return content.ljust(SIGNATURE_SLOT, b"\n")
+
+
+def write_bundle(
+    path: Path,
+    manifest: bytes,
+    files: tuple[FileEntry, ...],
+    source: Source,
+    progress: Progress,
+    *,
+    slot: bytes,
+    threads: int | None = None,
+) -> TarLayout:
+    """Write a bundle to ``path``, which must not exist. On any failure nothing stays there.
+
+    Args:
+        path: The file to create.
+        manifest: The canonical bytes of the manifest.
+        files: Its files, in bundle order.
+        source: Opens their contents; what it gives is checked against the manifest while it is copied.
+        progress: Told of every payload byte.
+        slot: The signature slot's 16 KiB.
+        threads: Pieces at a time, one for each core by default.
+
+    Raises:
+        IntegrityError: A source is not what the manifest says; all of them are named.
+        DiskError: No space, no permission.
+    """
+    layout = tar_layout(manifest, files)
+    try:
+        descriptor = create_exclusive(path, mode=0o644)
+    except OSError as error:
+        raise disk_error(error, f"create {path}") from error
+    try:
+        _reserve(descriptor, layout.size, path)
+        _write_frame(descriptor, layout, slot)
+        damaged = _copy(descriptor, layout, source, progress, threads or thread_count())
+        if damaged:
+            raise IntegrityError(list_problems("what was locked is not what is there", [str(item) for item in damaged]))
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        if isinstance(error, OSError):
+            raise disk_error(error, f"write {path}") from error
+        raise
+    finally:
+        os.close(descriptor)
+    return layout
+
+
+def replace_slot(path: Path, offset: int, slot: bytes) -> None:
+    """Write a signature slot in place; nothing else of the bundle is touched.
+
+    Raises:
+        DiskError: The file can't be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            write_all(descriptor, slot, offset)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise disk_error(error, f"write {path}") from error
+
+
+def file_source(find: Callable[[FileEntry], Path | bytes]) -> Source:
+    """Return a source that reads each entry from the path, or the bytes, that ``find`` gives for it."""
+
+    @contextlib.contextmanager
+    def source(entry: FileEntry) -> Iterator[ReadAt]:
+        found = find(entry)
+        if isinstance(found, bytes):
+            yield _bytes_reader(found)
+            return
+        with open_regular(found) as descriptor:
+
+            def read(view: memoryview, offset: int) -> int:
+                return read_into(descriptor, view, offset)
+
+            yield read
+
+    return source
+
+
+def _bytes_reader(content: bytes) -> ReadAt:
+    def read(view: memoryview, offset: int) -> int:
+        data = content[offset : offset + len(view)]
+        view[: len(data)] = data
+        return len(data)
+
+    return read
+
+
+def _reserve(descriptor: int, size: int, path: Path) -> None:
+    """Have the whole file's space reserved, so that a full disk is known before anything is copied."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in {errno.EOPNOTSUPP, errno.EINVAL}:
+            os.ftruncate(descriptor, size)
+            return
+        if error.errno in {errno.EFBIG, errno.ENOSPC}:
+            hint = "FAT holds files of at most 4 GiB" if error.errno == errno.EFBIG else "choose another --output"
+            raise DiskError(f"can't write {path}: no room for its {size} bytes", hint=hint) from error
+        raise
+
+
+def _write_frame(descriptor: int, layout: TarLayout, slot: bytes) -> None:
+    write_all(descriptor, layout.head, 0)
+    write_all(descriptor, slot, layout.signature_offset)
+    for member in layout.members:
+        entry = member.entry
+        write_all(descriptor, member_header(entry.path, entry.size, entry.mode), member.header_offset)
+        if padding := bytes(member.end - member.offset - entry.size):
+            write_all(descriptor, padding, member.offset + entry.size)
+    write_all(descriptor, TRAILER, layout.trailer_offset)
+
+
+def _copy(descriptor: int, layout: TarLayout, source: Source, progress: Progress, threads: int) -> list[Damage]:
+    stop = threading.Event()
+    transfer = Transfer(progress, stop)
+    damaged: list[Damage] = []
+
+    def copy(member: Member, piece: Piece) -> Callable[[memoryview], None]:
+        def task(buffer: memoryview) -> None:
+            with source(member.entry) as read:
+                got = transfer.check(piece, read, buffer, (descriptor, member.offset))
+            if got != piece.sha256:
+                damaged.append(Damage(piece=piece, got=got))
+
+        return task
+
+    tasks = (copy(member, piece) for member in layout.members for piece in pieces_of(member.entry))
+    run_all(tasks, threads=threads, stop=stop)
+    return damaged

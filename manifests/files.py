@@ -1,0 +1,165 @@
+"""The seam to the operating system: every POSIX-only call that bundles and releases need is here.
+
+Reading goes through descriptors that don't follow links; writing goes through a temporary file that becomes the real
+one by a rename, or that is created exclusively.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from manifests.errors import DiskError, IntegrityError
+
+READ_ONLY: Final = 0o444
+READ_ONLY_EXECUTABLE: Final = 0o555
+
+
+@contextlib.contextmanager
+def open_regular(path: str | Path, *, dir_fd: int | None = None) -> Iterator[int]:
+    """Yield a descriptor of a regular file, opened for reading without following a link in its last component.
+
+    Raises:
+        IntegrityError: It is missing, a link, a folder or a device.
+        DiskError: It can't be read.
+    """
+    descriptor = open_regular_fd(path, dir_fd=dir_fd)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_regular_fd(path: str | Path, *, dir_fd: int | None = None) -> int:
+    """Return a descriptor as :func:`open_regular` yields it; the caller closes it."""
+    try:
+        # O_NONBLOCK: a FIFO in a bundle's folder must not hang the reader.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}:
+            raise IntegrityError(f"{path}: is a link or not a regular file") from None
+        raise disk_error(error, f"read {path}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IntegrityError(f"{path}: is not a regular file")
+    return descriptor
+
+
+def read_into(descriptor: int, view: memoryview, offset: int) -> int:
+    """Fill ``view`` from ``offset``; return how many bytes there were, fewer only at the end of the file."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
+    """Return ``size`` bytes from ``offset``, fewer only at the end of the file."""
+    buffer = bytearray(size)
+    return bytes(buffer[: read_into(descriptor, memoryview(buffer), offset)])
+
+
+def write_all(descriptor: int, view: memoryview | bytes, offset: int) -> None:
+    """Write all of ``view`` at ``offset``."""
+    rest = memoryview(view)
+    while rest:
+        count = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[count:], offset + count
+
+
+def create_exclusive(path: str | Path, *, mode: int = 0o600, dir_fd: int | None = None) -> int:
+    """Return a descriptor of a file that did not exist, open for reading and writing."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, mode, dir_fd=dir_fd)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or the next start after a power cut, sees the old content or the new.
+
+    Raises:
+        DiskError: No space, no permission.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        descriptor = create_exclusive(temporary)
+        try:
+            write_all(descriptor, data, 0)
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise disk_error(error, f"write {path}") from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_link(link: Path, destination: str) -> None:
+    """Point the symbolic link ``link`` at ``destination`` in one step."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.partial")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    temporary.symlink_to(destination)
+    temporary.replace(link)
+    sync_folder(link.parent)
+
+
+def free_space(path: Path) -> int:
+    """Return the bytes that an ordinary user can still write below the nearest existing parent of ``path``."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    status = os.statvfs(existing)
+    return status.f_bavail * status.f_frsize
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False, blocking: bool = True) -> Iterator[bool]:
+    """Hold an advisory lock on ``path`` (created if need be); yields whether it was got, always True when blocking."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(descriptor, kind if blocking else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(error: OSError, action: str) -> DiskError:
+    """Return the error to raise for a failed ``action`` such as ``write /a/b``: what happened, in plain words."""
+    reasons = {
+        errno.ENOSPC: ("no space left on the device", "free some space, or choose another folder"),
+        errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another folder"),
+        errno.EACCES: ("permission denied", "choose a folder that you may write, or ask its owner"),
+        errno.EPERM: ("operation not permitted", "choose a folder that you may write, or ask its owner"),
+        errno.EROFS: ("the file system is read-only", "choose a folder that you may write"),
+        errno.EIO: ("the device reports a read or write error", "the medium may be damaged: copy from another one"),
+    }
+    reason, hint = reasons.get(error.errno or 0, (error.strerror or str(error), None))
+    return DiskError(f"can't {action}: {reason}", hint=hint)

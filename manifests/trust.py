@@ -1,0 +1,198 @@
+"""Who is trusted: OpenSSH's ``allowed_signers`` (ssh-keygen(1), ALLOWED SIGNERS), and the one decision made with it.
+
+Trust reaches the closed side by another way than the bundle. A signature counts when its key is listed for the
+namespace, is valid at the time of the check, is not revoked and verifies; a threshold counts distinct keys.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from manifests.errors import TrustError
+from manifests.sshsig import BUNDLE_NAMESPACE, PublicKey, SshSignature, parse_public_key, parse_signatures
+
+_CLOCK: Final = "%Y-%m-%d %H:%M:%SZ"
+_OPTION: Final = re.compile(r'([A-Za-z-]+)(?:="([^"]*)")?(?:,|(?=\s))')
+_KEY_TYPES: Final = re.compile(r"(?:sk-)?(?:ssh|ecdsa)-[A-Za-z0-9@.-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowedSigner:
+    """One line of ``allowed_signers``. Times are UTC; None where the line sets no limit."""
+
+    principals: str
+    key: PublicKey
+    namespaces: tuple[str, ...] = ()
+    valid_after: datetime | None = None
+    valid_before: datetime | None = None
+
+    def problem(self, namespace: str, now: datetime) -> str | None:
+        """Return why this signer may not sign in ``namespace`` at ``now``, or None."""
+        if self.namespaces and not any(_matches(pattern, namespace) for pattern in self.namespaces):
+            return f"is not allowed in namespace {namespace}"
+        clock = f"this host's clock says {now:{_CLOCK}}"
+        if self.valid_after is not None and now < self.valid_after:
+            return f"is valid only after {self.valid_after:{_CLOCK}}, {clock}"
+        if self.valid_before is not None and now > self.valid_before:
+            return f"was valid only before {self.valid_before:{_CLOCK}}, {clock}"
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRoot:
+    """All allowed signers, and the keys that were revoked."""
+
+    signers: tuple[AllowedSigner, ...]
+    revoked: frozenset[bytes] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedSigner:
+    """A signer whose signature counted: principals as listed, and the key's fingerprint."""
+
+    principals: str
+    fingerprint: str
+
+
+def parse_allowed_signers(text: str, *, where: str) -> TrustRoot:
+    """Parse the text of an ``allowed_signers`` file.
+
+    Raises:
+        TrustError: A line that ssh-keygen would not take, a key type or an option that isn't supported, or no key.
+    """
+    signers = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            try:
+                signers.append(_parse_line(stripped))
+            except TrustError as error:
+                raise TrustError(f"{where}: line {number}: {error.message}", hint=error.hint) from None
+    if not signers:
+        raise TrustError(f"{where}: lists no signer", hint="bundler keygen writes such a file: PATH.allowed_signers")
+    return TrustRoot(signers=tuple(signers))
+
+
+def verify_signatures(
+    message: bytes,
+    slot: bytes,
+    trust: TrustRoot,
+    *,
+    namespace: str = BUNDLE_NAMESPACE,
+    threshold: int = 1,
+    now: datetime,
+) -> tuple[VerifiedSigner, ...]:
+    """Decide whether ``message`` is trusted.
+
+    Returns:
+        The signers that count, one for each distinct key, at least ``threshold``.
+
+    Raises:
+        TrustError: Unsigned, malformed, signed by nobody who is trusted, a bad signature of someone who is, or too few.
+    """
+    signatures = parse_signatures(slot)
+    if not signatures:
+        raise TrustError("the bundle is not signed", hint="on the builder's side: bundler sign BUNDLE --key FILE")
+    counted: dict[bytes, VerifiedSigner] = {}
+    problems = []
+    for signature in signatures:
+        verdict = _judge(message, signature, trust, namespace, now)
+        if isinstance(verdict, VerifiedSigner):
+            counted[signature.key.blob] = verdict
+        else:
+            problems.append(verdict)
+    if len(counted) < threshold:
+        raise TrustError(_explain(counted.values(), problems, threshold), hint=_HINT)
+    return tuple(counted.values())
+
+
+_HINT: Final = "compare fingerprints with the builder by another way than the medium (ssh-keygen -l -f KEY.pub)"
+
+
+def _judge(
+    message: bytes, signature: SshSignature, trust: TrustRoot, namespace: str, now: datetime
+) -> VerifiedSigner | str:
+    """Return the signer if the signature counts, else why not; a bad signature of a listed key is an error at once."""
+    fingerprint = signature.key.fingerprint
+    listed = [signer for signer in trust.signers if signer.key.blob == signature.key.blob]
+    if not listed:
+        return f"key {fingerprint} is not among the allowed signers"
+    if signature.key.blob in trust.revoked:
+        return f"key {fingerprint} ({listed[0].principals}) is revoked"
+    if signature.namespace != namespace:
+        return f"key {fingerprint} signed for namespace {signature.namespace!r}, expected {namespace!r}"
+    if not signature.verifies(message, namespace):
+        who = f"{listed[0].principals} ({fingerprint})"
+        msg = f"the signature by {who} does not fit the manifest: one of the two was changed"
+        raise TrustError(msg, hint="copy the bundle again from its source, and report this if it happens twice")
+    problems = [signer.problem(namespace, now) for signer in listed]
+    for signer, problem in zip(listed, problems, strict=True):
+        if problem is None:
+            return VerifiedSigner(principals=signer.principals, fingerprint=fingerprint)
+    return f"key {fingerprint} ({listed[0].principals}) {problems[0]}"
+
+
+def _explain(counted: Iterable[VerifiedSigner], problems: Iterable[str], threshold: int) -> str:
+    good = [f"{signer.principals} ({signer.fingerprint})" for signer in counted]
+    have = f"{len(good)} of {threshold} trusted signatures"
+    return "; ".join([f"the bundle has {have}", *(f"good: {name}" for name in good), *problems])
+
+
+def _parse_line(line: str) -> AllowedSigner:
+    principals, _, rest = line.partition(" ") if not line.startswith('"') else _quoted(line)
+    rest = rest.lstrip()
+    options: dict[str, str] = {}
+    if not _KEY_TYPES.match(rest):
+        while match := _OPTION.match(rest):
+            name = match[1].lower()
+            if name in options:
+                raise TrustError(f"option {name} appears twice")
+            options[name] = match[2] if match[2] is not None else ""
+            rest = rest[match.end() :]
+        rest = rest.lstrip()
+    fields = rest.split(None, 2)
+    if len(fields) < 2:
+        raise TrustError("expected PRINCIPALS [OPTIONS] KEYTYPE BASE64")
+    _check_options(options)
+    return AllowedSigner(
+        principals=principals,
+        key=parse_public_key(fields[0], fields[1]),
+        namespaces=tuple(filter(None, options.get("namespaces", "").split(","))),
+        valid_after=parse_time(options["valid-after"]) if "valid-after" in options else None,
+        valid_before=parse_time(options["valid-before"]) if "valid-before" in options else None,
+    )
+
+
+def _quoted(line: str) -> tuple[str, str, str]:
+    principals, quote, rest = line[1:].partition('"')
+    if not quote:
+        raise TrustError("a quotation mark is not closed")
+    return principals, quote, rest
+
+
+def _check_options(options: dict[str, str]) -> None:
+    if "cert-authority" in options:
+        raise TrustError("cert-authority isn't supported", hint="list the signers' own keys")
+    if unknown := options.keys() - {"namespaces", "valid-after", "valid-before"}:
+        raise TrustError(f"unknown option {min(unknown)!r}")
+    if options.get("namespaces") == "":
+        raise TrustError("option namespaces is empty")
+
+
+def parse_time(text: str) -> datetime:
+    """Parse ``YYYYMMDD[HHMM[SS]][Z]`` as ssh-keygen does: local time unless it ends in Z. Returns UTC."""
+    digits, utc = text.removesuffix("Z"), text.endswith("Z")
+    forms = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+    try:
+        naive = datetime.strptime(digits, forms[len(digits)])  # noqa: DTZ007 # the zone is set in the next line
+    except (KeyError, ValueError):
+        raise TrustError(f"{text!r} is not a time of the form YYYYMMDD[HHMM[SS]][Z]") from None
+    return naive.replace(tzinfo=UTC) if utc else naive.astimezone(UTC)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    # OpenSSH's match_pattern: only * and ? are special, so fnmatch, which knows brackets too, won't do.
+    regex = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in pattern.strip())
+    return re.fullmatch(regex, text) is not None

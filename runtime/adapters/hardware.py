@@ -1,0 +1,86 @@
+"""Device, dtype and threads: chosen by what this host does well, each choice with its reason."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from manifests.errors import AdapterError
+from runtime.adapters.settings import CommonSettings, EmbedderSettings
+
+_FAST_BF16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16"})
+
+
+def choose_device(settings: CommonSettings, *, model: str) -> tuple[torch.device, str]:
+    """Return the device and why.
+
+    Raises:
+        AdapterError: The settings name an accelerator that isn't here.
+    """
+    if settings.device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), "device cuda: the first of cuda, mps, cpu that is here"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "device mps: no cuda here"
+        return torch.device("cpu"), "device cpu: neither cuda nor mps here"
+    kind = settings.device.partition(":")[0]
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
+    if not here:
+        msg = f"model {model!r}: settings: device: {settings.device!r} isn't available on this host"
+        raise AdapterError(msg, hint="use device: auto, or check the driver with runtime preflight")
+    return torch.device(settings.device), f"device {settings.device}: asked for by the settings"
+
+
+def choose_dtype(settings: CommonSettings, device: torch.device, *, generator: bool) -> tuple[torch.dtype, str]:
+    """Return the dtype to compute in and why.
+
+    Embedders stay in float32 on a CPU, because their numbers are compared (with the oracle, with an index built elsewhere).
+    ``use_fp16`` is for them and has no effect on a CPU, as in FlagEmbedding.
+    """
+    if isinstance(settings, EmbedderSettings) and settings.use_fp16:
+        if device.type != "cpu":
+            return torch.float16, f"dtype float16: use_fp16 on {device.type}"
+        return torch.float32, "dtype float32: use_fp16 has no effect on a CPU"
+    if settings.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        return dtype, f"dtype {settings.dtype}: asked for by the settings"
+    if device.type == "cuda" and generator:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (
+            torch.bfloat16 if fast else torch.float16
+        ), f"dtype on cuda: this card {'has' if fast else 'lacks'} bf16"
+    if device.type == "mps" and generator:
+        return torch.float16, "dtype float16: mps"
+    if generator and (flags := sorted(cpu_flags() & _FAST_BF16_FLAGS)):
+        return torch.bfloat16, f"dtype bfloat16: this CPU has {flags[0]}"
+    reason = "this CPU has neither amx_bf16 nor avx512_bf16" if generator else "exact numbers by default"
+    return torch.float32, f"dtype float32: {reason}"
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the CPU's feature flags; empty where the system has no such file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":") for line in text.splitlines())
+    return next(
+        (frozenset(value.split()) for key, _, value in lines if key.strip() in {"flags", "Features"}), frozenset()
+    )
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return how many cores this process may really use: its affinity, limited by the cgroup's quota (v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        limit, period = quota.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if limit == "max" else max(1, min(cores, int(limit) // int(period)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says that memory ran out, on an accelerator or in the CPU's allocator."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -1,0 +1,231 @@
+"""Settings of adapters: read into frozen dataclasses; every key has an effect or is refused by name, with the reason."""
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from manifests.errors import AdapterError
+from manifests.fields import nearest_hint, type_name
+from runtime.adapters.base import JSON, ModelConfig
+
+SECTIONS: Final = frozenset("generation optimization batch_processing performance multi_functionality".split())
+"""Headings that a settings file may group its keys under; they carry no meaning of their own."""
+
+REFUSED: Final[Mapping[str, str]] = {
+    "gradient_checkpointing": "it is a training option and has no effect on inference",
+    "trust_remote_code": "code from a model folder is never run; the architecture must be one that transformers has",
+    "enable_cache": "this version has no embedding cache",
+    "cache_size": "this version has no embedding cache",
+    "clear_cache_interval": "this version has no embedding cache",
+    "enable_batching": "this version answers one generation at a time; embeddings are always batched",
+    "max_batch_size": "this version answers one generation at a time",
+    "attn_implementation": "SDPA is always used; use_flash_attention asks for flash attention on CUDA",
+    "do_sample": "temperature decides: 0 is greedy, above 0 samples",
+    "tokenizer": "the tokenizer is the folder's own, never a substitute",
+}
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+S = TypeVar("S", bound="CommonSettings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonSettings:
+    """Settings that every adapter has.
+
+    ``device`` is auto (cuda, then mps, then cpu), cpu, cuda, cuda:N or mps.
+    """
+
+    device: str = "auto"
+    dtype: Dtype = "auto"
+
+    def check(self) -> None:
+        """Raise ``ValueError`` with key and reason where a value is out of range."""
+        if self.device not in {"auto", "cpu", "cuda", "mps"} and not _is_cuda_index(self.device):
+            raise ValueError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderSettings(CommonSettings):
+    """Settings of an embedder.
+
+    ``max_length`` cuts inputs at so many tokens (None: the folder's own limit). A batch holds at most ``batch_size``
+    texts (None: no limit) and ``batch_tokens`` tokens, padding included (None: 1,024 on a CPU, 16,384 elsewhere).
+    ``use_fp16`` is FlagEmbedding's: float16 on an accelerator, no effect on a CPU.
+    """
+
+    use_fp16: bool = False
+    max_length: int | None = None
+    batch_size: int | None = None
+    batch_tokens: int | None = None
+
+    def check(self) -> None:
+        """Raise ``ValueError`` with key and reason where a value is out of range."""
+        CommonSettings.check(self)
+        for key in ("max_length", "batch_size", "batch_tokens"):
+            _at_least(key, getattr(self, key), 1)
+        if self.use_fp16 and self.dtype not in {"auto", "float16"}:
+            raise ValueError(f"use_fp16: true contradicts dtype {self.dtype!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentenceTransformerSettings(EmbedderSettings):
+    """``normalize_embeddings`` None does as the folder's modules.json declares; true adds, false leaves out the step."""
+
+    normalize_embeddings: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BgeM3Settings(EmbedderSettings):
+    """``return_*`` say what the model may be asked for; with both heads off, a folder without heads loads."""
+
+    normalize_embeddings: bool = True
+    return_dense: bool = True
+    return_sparse: bool = True
+    return_colbert_vecs: bool = True
+    backend: Literal["transformers"] = "transformers"
+
+    def check(self) -> None:
+        """Raise ``ValueError`` with key and reason where a value is out of range."""
+        EmbedderSettings.check(self)
+        if not self.return_dense:
+            raise ValueError("return_dense: false leaves /v1/embeddings nothing to answer with")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CausalLmSettings(CommonSettings):
+    """Settings of a generator; the sampling ones are defaults that a request may override.
+
+    ``max_length`` limits the context, prompt and answer together, below what the folder's config allows.
+    ``chat_template_kwargs`` are passed to the chat template, such as ``skip_reasoning`` of HyperCLOVA X Think.
+    """
+
+    max_length: int | None = None
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    system_prompt: str = ""
+    chat_template_kwargs: Mapping[str, JSON] = field(default_factory=dict)
+    use_flash_attention: bool = False
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+
+    def check(self) -> None:
+        """Raise ``ValueError`` with key and reason where a value is out of range."""
+        CommonSettings.check(self)
+        _at_least("max_length", self.max_length, 2)
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        check_sampling(self.temperature, self.top_p, self.repetition_penalty)
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ValueError("load_in_4bit: contradicts load_in_8bit, choose one")
+
+
+def check_sampling(temperature: float, top_p: float, repetition_penalty: float) -> None:
+    """Raise ``ValueError`` that begins with the name of the number that is out of range."""
+    if not 0 <= temperature <= 100:
+        raise ValueError(f"temperature: expected 0 (greedy) to 100, got {temperature:g}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected more than 0, at most 1, got {top_p:g}")
+    if not 0 < repetition_penalty <= 100:
+        raise ValueError(f"repetition_penalty: expected more than 0, at most 100, got {repetition_penalty:g}")
+
+
+def parse_settings(config: ModelConfig, kind: type[S]) -> S:
+    """Read a model's settings.
+
+    Numbers may be decimal strings, as the manifest writes them.
+
+    Raises:
+        AdapterError: An unknown key (with the nearest), a refused one (with the reason), a wrong type or value.
+    """
+    hints = get_type_hints(kind)
+    known = [item.name for item in dataclasses.fields(kind)]
+    values: dict[str, Any] = {}  # Any: each value was coerced to its field's own type
+    for key, value in _flat(config):
+        if key not in hints:
+            raise _unknown(config, key, known)
+        if key in values:
+            raise _fail(config, key, "written twice")
+        try:
+            values[key] = _coerce(value, hints[key])
+        except ValueError as error:
+            raise _fail(config, key, str(error)) from None
+    settings = kind(**values)
+    try:
+        settings.check()
+    except ValueError as error:
+        raise AdapterError(f"model {config.name!r}: settings: {error}") from None
+    return settings
+
+
+def _flat(config: ModelConfig) -> Iterator[tuple[str, JSON]]:
+    for key, value in config.settings.items():
+        if key in SECTIONS and isinstance(value, Mapping):
+            yield from value.items()
+        else:
+            yield key, value
+
+
+def _unknown(config: ModelConfig, key: str, known: list[str]) -> AdapterError:
+    if key in REFUSED:
+        return _fail(config, key, f"refused: {REFUSED[key]}", hint="remove the key")
+    hint = nearest_hint(key, sorted(known))
+    return _fail(config, key, f"adapter {config.adapter!r} has no such setting", hint=hint)
+
+
+def _fail(config: ModelConfig, key: str, reason: str, *, hint: str | None = None) -> AdapterError:
+    return AdapterError(f"model {config.name!r}: settings: {key}: {reason}", hint=hint)
+
+
+def _coerce(value: JSON, hint: Any) -> object:  # noqa: ANN401 - a type hint has no better type
+    if isinstance(hint, types.UnionType):
+        options = [option for option in get_args(hint) if option is not type(None)]
+        return None if value is None else _coerce(value, options[0])
+    if get_origin(hint) is Literal:
+        return _coerce_choice(value, get_args(hint))
+    if hint is float:
+        return _coerce_float(value)
+    if get_origin(hint) is tuple:
+        return _coerce_texts(value)
+    if get_origin(hint) is Mapping:
+        if isinstance(value, Mapping):
+            return value
+        raise ValueError(f"expected a table, got {type_name(value)}")
+    if type(value) is not hint:
+        raise ValueError(f"expected {type_name(hint())}, got {type_name(value)}")
+    return value
+
+
+def _coerce_choice(value: JSON, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"expected {' or '.join(choices)}, got {value!r}")
+    return str(value)
+
+
+def _coerce_float(value: JSON) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected a number, got {type_name(value)}")
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"expected a number, got {value!r}") from None
+
+
+def _coerce_texts(value: JSON) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) and item for item in items):
+        raise ValueError(f"expected a list of non-empty strings, got {type_name(value)}")
+    return tuple(str(item) for item in items)
+
+
+def _at_least(key: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{key}: expected at least {least}, got {value}")
+
+
+def _is_cuda_index(device: str) -> bool:
+    return device.startswith("cuda:") and device[5:].isdecimal()
