@@ -4,11 +4,13 @@ signature -> manifest -> layout -> contents. Each step returns the object that t
 got wrong.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from manifests.digests import BUFFER_SIZE
 from manifests.errors import IntegrityError, SealiftError
 from manifests.manifest import FileEntry, Manifest, manifest_digest, parse_manifest
 from manifests.medium import Medium, list_problems
@@ -42,8 +44,10 @@ def verify_trust(medium: Medium, trust: TrustRoot, *, threshold: int = 1, now: d
     )
 
 
-def verify_content(medium: Medium, manifest: Manifest, progress: Progress, *, threads: int | None = None) -> None:
-    """Check layout and every byte of the payload.
+def verify_content(
+    medium: Medium, manifest: Manifest, progress: Progress, *, deep: bool = False, threads: int | None = None
+) -> None:
+    """Check layout and every byte of the payload; ``deep`` recomputes the whole-file digest of chunked files too.
 
     Raises:
         IntegrityError: Names every damaged file, and the chunk where the file has chunks.
@@ -51,9 +55,25 @@ def verify_content(medium: Medium, manifest: Manifest, progress: Progress, *, th
     """
     medium.check_layout(manifest)
     damaged = find_damage(medium, manifest.files, progress, threads=threads)
-    if damaged:
-        problems = [str(damage) for damage in damaged]
+    problems = [str(damage) for damage in damaged]
+    if deep and not problems:
+        problems = list(whole_file_problems(medium, manifest.files))
+    if problems:
         raise IntegrityError(list_problems(medium.label, problems), hint="copy the bundle again from its source")
+
+
+def whole_file_problems(medium: Medium, files: tuple[FileEntry, ...]) -> Iterator[str]:
+    """Yield every chunked file whose chunks are good but whose whole-file sha256 is another than the manifest's."""
+    buffer = memoryview(bytearray(BUFFER_SIZE))
+    for entry in files:
+        if entry.chunks:
+            digest, done = hashlib.sha256(), 0
+            with medium.reader(entry) as read:
+                while done < entry.size and (count := read(buffer[: min(BUFFER_SIZE, entry.size - done)], done)):
+                    digest.update(buffer[:count])
+                    done += count
+            if digest.hexdigest() != entry.sha256:
+                yield f"{entry.path}: expected sha256 {entry.sha256}, got {digest.hexdigest()} for the whole file"
 
 
 def find_damage(

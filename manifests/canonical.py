@@ -62,7 +62,7 @@ def _unique_object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value] # the set.add idiom
-        raise ValueError(f"duplicate key {duplicate!r}")
+        raise ValueError(f"duplicate key {duplicate[:80]!r}")
     return result
 
 

@@ -34,7 +34,7 @@ class Fields:
         self._data: Mapping[str, object] = data
         for key in self._data:
             if key not in known:
-                raise error(f"{self.path(key)}: unknown key", hint=nearest_hint(key, known))
+                raise error(f"{self.path(shown(key))}: unknown key", hint=nearest_hint(key[:80], known))
 
     def path(self, key: str) -> str:
         """Return the full key path of ``key`` for a message."""
@@ -57,7 +57,7 @@ class Fields:
         if not isinstance(value, str):
             raise self.fail(key, f"expected a string, got {type_name(value)}")
         if pattern is not None and re.fullmatch(pattern, value, re.ASCII) is None:
-            raise self.fail(key, f"{value!r} does not have the form {pattern}")
+            raise self.fail(key, f"{value[:80]!r} does not have the form {pattern}")
         return value
 
     def integer(self, key: str, default: int | None = None, *, least: int = 0) -> int:
@@ -73,7 +73,8 @@ class Fields:
         """Return a string that is one of ``choices``."""
         value = self.text(key, default)
         if value not in choices:
-            raise self.fail(key, f"{value!r} is not one of {', '.join(choices)}", hint=nearest_hint(value, choices))
+            hint = nearest_hint(value[:80], choices)
+            raise self.fail(key, f"{value[:80]!r} is not one of {', '.join(choices)}", hint=hint)
         return value
 
     def texts(self, key: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -117,6 +118,11 @@ def nearest_hint(word: str, known: Sequence[str]) -> str:
     """Return a hint with the nearest of ``known``, or all of them where none is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def shown(text: str) -> str:
+    """Return ``text`` as it may stand in a message: quoted where a terminal would interpret it, and cut."""
+    return text if text.isprintable() and len(text) <= 200 else repr(text[:200])
 
 
 def type_name(value: object) -> str:

@@ -2,12 +2,13 @@
 
 Invariants that :func:`parse_manifest` guarantees of every :class:`Manifest` it returns: the bytes were canonical, every
 path is safe everywhere (:mod:`manifests.paths`), files are in bundle order (by kind, then by the bytes of the path), a
-file has chunk digests if and only if it is larger than 64 MiB, and every model points at files that are there.
+file has chunk digests if and only if it is larger than 64 MiB, and every model and app points at files that are there.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, cast
 
 from manifests.canonical import Json, encode_canonical, parse_canonical
@@ -238,7 +239,7 @@ def parse_manifest(data: bytes) -> Manifest:
     manifest = Manifest(
         name=fields.text("name", pattern=NAME_PATTERN),
         version=fields.text("version", pattern=VERSION_PATTERN),
-        created=fields.text("created", pattern=TIME_PATTERN),
+        created=_parse_created(fields),
         sequence=fields.integer("sequence"),
         target=Target(
             platform=target.text("platform", pattern=PLATFORM_PATTERN),
@@ -260,6 +261,15 @@ def parse_manifest(data: bytes) -> Manifest:
         msg = f"{MANIFEST_NAME}: a key is missing or written in a form of its own"
         raise IntegrityError(msg)
     return manifest
+
+
+def _parse_created(fields: Fields) -> str:
+    created = fields.text("created", pattern=TIME_PATTERN)
+    try:
+        datetime.fromisoformat(created)
+    except ValueError:
+        raise fields.fail("created", f"{created!r} is not a time") from None
+    return created
 
 
 def _parse_file(item: object, where: str) -> FileEntry:
@@ -342,6 +352,9 @@ def _check_references(manifest: Manifest) -> None:
     for model in manifest.models:
         if not any(entry.path.startswith(f"{model.path}/") for entry in manifest.files):
             raise IntegrityError(f"{MANIFEST_NAME}: model {model.name!r} has no files")
+    for app in manifest.app:
+        if not any(f"{entry.path}/".startswith(f"{app.path}/") for entry in manifest.files):
+            raise IntegrityError(f"{MANIFEST_NAME}: app {app.name!r} has no files at {app.path[:200]!r}")
     for probe in manifest.probes:
         if probe.model not in names:
             raise IntegrityError(f"{MANIFEST_NAME}: a probe asks the unknown model {probe.model!r}")

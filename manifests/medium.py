@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from manifests.errors import IntegrityError, UsageError
+from manifests.fields import shown
 from manifests.files import disk_error, open_regular, open_regular_fd, read_exactly, read_into
 from manifests.manifest import MANIFEST_NAME, MAX_MANIFEST_SIZE, SIGNATURE_NAME, FileEntry, Manifest
+from manifests.paths import MAX_PATH
 from manifests.pieces import ReadAt
 from manifests.tarlayout import BLOCK, SIGNATURE_SLOT, TRAILER, head_of, member_header, padded, tar_layout
 
@@ -113,7 +115,8 @@ class TarMedium:
         base = self._offsets[entry.path]  # a KeyError is a bug: check_layout comes first
 
         def read(view: memoryview, offset: int) -> int:
-            return read_into(self._descriptor, view, base + offset)
+            with _reading(self.label):
+                return read_into(self._descriptor, view, base + offset)
 
         yield read
 
@@ -121,9 +124,11 @@ class TarMedium:
         os.close(self._descriptor)
 
     def _require(self, offset: int, expected: bytes, before: str) -> None:
-        got = read_exactly(self._descriptor, len(expected), offset)
+        with _reading(self.label):
+            got = read_exactly(self._descriptor, len(expected), offset)
         if got != expected:
-            position = offset + next(i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b)
+            differing = (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b)
+            position = offset + next(differing, len(got))  # the file may have been cut since it was opened
             raise IntegrityError(f"{self.label}: header or padding changed at byte {position}, before {before}")
 
 
@@ -135,19 +140,25 @@ class FolderMedium:
     def __init__(self, path: Path) -> None:
         self.label = str(path)
         self._path = path
-        if not (path / MANIFEST_NAME).exists():
-            raise IntegrityError(f"{path}: is not an unpacked bundle: it has no {MANIFEST_NAME}")
-        self.manifest_bytes = _read_limited(path / MANIFEST_NAME, MAX_MANIFEST_SIZE)
-        self.signature_slot = _read_limited(path / SIGNATURE_NAME, SIGNATURE_SLOT)
+        with _reading(self.label):
+            if not (path / MANIFEST_NAME).exists():
+                raise IntegrityError(f"{path}: is not an unpacked bundle: it has no {MANIFEST_NAME}")
+            self.manifest_bytes = _read_limited(path / MANIFEST_NAME, MAX_MANIFEST_SIZE)
+            self.signature_slot = _read_limited(path / SIGNATURE_NAME, SIGNATURE_SLOT)
 
     def check_layout(self, manifest: Manifest) -> None:
+        with _reading(self.label):
+            problems = self._problems(manifest)
+        if problems:
+            raise IntegrityError(list_problems(self.label, problems))
+
+    def _problems(self, manifest: Manifest) -> list[str]:
         found = set(_walk(self._path))
         expected = {entry.path for entry in manifest.files} | {MANIFEST_NAME, SIGNATURE_NAME}
         problems = [f"{name}: missing" for name in sorted(expected - found)]
-        problems += [f"{name}: not in the manifest" for name in sorted(found - expected)]
+        problems += [f"{shown(name)}: not in the manifest" for name in sorted(found - expected)]
         problems += [problem for entry in manifest.files if (problem := self._size_problem(entry, found))]
-        if problems:
-            raise IntegrityError(list_problems(self.label, problems))
+        return problems
 
     def _size_problem(self, entry: FileEntry, found: set[str]) -> str | None:
         if entry.path not in found:
@@ -160,7 +171,8 @@ class FolderMedium:
         with open_below(self._path, entry.path) as descriptor:
 
             def read(view: memoryview, offset: int) -> int:
-                return read_into(descriptor, view, offset)
+                with _reading(str(self._path / entry.path)):
+                    return read_into(descriptor, view, offset)
 
             yield read
 
@@ -221,13 +233,28 @@ def _read_limited(path: Path, limit: int) -> bytes:
 
 def _walk(root: Path) -> Iterator[str]:
     """Yield every path below ``root`` that isn't a folder; empty folders and links to folders count as files."""
-    for folder, folders, files in os.walk(root, followlinks=False):
-        for name in files:
-            yield (Path(folder) / name).relative_to(root).as_posix()
-        for name in folders:
-            path = Path(folder) / name
-            if path.is_symlink() or not any(path.iterdir()):
-                yield path.relative_to(root).as_posix()
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        with os.scandir(root / below) as scan:
+            entries = list(scan)
+        if below and (not entries or len(os.fsencode(below)) > MAX_PATH):
+            yield below  # no manifest can name anything below a path this long
+            continue
+        for entry in entries:
+            path = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+            else:
+                yield path
+
+
+@contextlib.contextmanager
+def _reading(label: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, f"read {label}") from error
 
 
 def _padding(end: int) -> bytes:

@@ -141,18 +141,16 @@ def run_all(tasks: Iterable[Callable[[memoryview], None]], *, threads: int, stop
     try:
         futures = [executor.submit(run, task) for task in tasks]
         wait(futures, return_when=FIRST_EXCEPTION)
-        _raise_first(futures)
     except BaseException:
         stop.set()
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+    _raise_first(futures)
 
 
 def _raise_first(futures: list[Future[None]]) -> None:
-    errors = [error for future in futures if future.done() and not future.cancelled() and (error := future.exception())]
-    for error in errors:
-        if not isinstance(error, Stopped):
-            raise error
-    for future in futures:
-        future.result()
+    """Raise the first real error; every future is done or cancelled, so a stopped one can't hide what stopped it."""
+    errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+        raise error

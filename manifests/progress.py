@@ -60,7 +60,7 @@ class ProgressBar:
     def _show(self, elapsed: float) -> None:
         share = min(self._done / self._total, 1.0)
         rate = self._done / elapsed
-        left = format_duration((self._total - self._done) / rate) if rate else "?"
+        left = format_duration(max(self._total - self._done, 0) / rate) if rate else "?"
         text = f"{self._label} {share:4.0%} of {format_size(self._total)}, {format_size(rate)}/s, {left} left"
         if self._terminal:
             filled = int(share * 24)

@@ -100,6 +100,8 @@ def parse_signatures(slot: bytes) -> tuple[SshSignature, ...]:
     Raises:
         TrustError: Anything but armored blocks and newlines, or a block that isn't a strict SSHSIG.
     """
+    if slot.startswith(b"\n") and slot.strip(b"\n"):
+        raise TrustError("the signature slot begins with a newline: ssh-keygen would not read it")
     signatures, rest = [], slot
     while rest := rest.lstrip(b"\n"):
         match = _BLOCK.match(rest)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from manifests.errors import TrustError
+from manifests.errors import TrustError, UsageError
 from manifests.sshsig import BUNDLE_NAMESPACE, PublicKey, SshSignature, parse_public_key, parse_signatures
 
 _CLOCK: Final = "%Y-%m-%d %H:%M:%SZ"
-_OPTION: Final = re.compile(r'([A-Za-z-]+)(?:="([^"]*)")?(?:,|(?=\s))')
+_OPTION: Final = re.compile(r'([A-Za-z-]+)(?:="([^"]*)")?(,|(?=[ \t]))')
 _KEY_TYPES: Final = re.compile(r"(?:sk-)?(?:ssh|ecdsa)-[A-Za-z0-9@.-]+")
 
 
@@ -30,7 +30,7 @@ class AllowedSigner:
 
     def problem(self, namespace: str, now: datetime) -> str | None:
         """Return why this signer may not sign in ``namespace`` at ``now``, or None."""
-        if self.namespaces and not any(_matches(pattern, namespace) for pattern in self.namespaces):
+        if self.namespaces and not _matches_list(self.namespaces, namespace):
             return f"is not allowed in namespace {namespace}"
         clock = f"this host's clock says {now:{_CLOCK}}"
         if self.valid_after is not None and now < self.valid_after:
@@ -63,8 +63,8 @@ def parse_allowed_signers(text: str, *, where: str) -> TrustRoot:
         TrustError: A line that ssh-keygen would not take, a key type or an option that isn't supported, or no key.
     """
     signers = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        stripped = line.strip()
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines knows ends that ssh-keygen doesn't
+        stripped = line.strip(" \t\r")
         if stripped and not stripped.startswith("#"):
             try:
                 signers.append(_parse_line(stripped))
@@ -91,7 +91,10 @@ def verify_signatures(
 
     Raises:
         TrustError: Unsigned, malformed, signed by nobody who is trusted, a bad signature of someone who is, or too few.
+        UsageError: A threshold below 1, which would trust anything.
     """
+    if threshold < 1:
+        raise UsageError(f"{threshold} signatures asked for, at least 1 is needed")
     signatures = parse_signatures(slot)
     if not signatures:
         raise TrustError("the bundle is not signed", hint="on the builder's side: bundler sign BUNDLE --key FILE")
@@ -100,7 +103,7 @@ def verify_signatures(
     for signature in signatures:
         verdict = _judge(message, signature, trust, namespace, now)
         if isinstance(verdict, VerifiedSigner):
-            counted[signature.key.blob] = verdict
+            counted[signature.key.point] = verdict  # the point: one secret key in two wrappings is one signer
         else:
             problems.append(verdict)
     if len(counted) < threshold:
@@ -141,35 +144,45 @@ def _explain(counted: Iterable[VerifiedSigner], problems: Iterable[str], thresho
 
 
 def _parse_line(line: str) -> AllowedSigner:
-    principals, _, rest = line.partition(" ") if not line.startswith('"') else _quoted(line)
-    rest = rest.lstrip()
-    options: dict[str, str] = {}
-    if not _KEY_TYPES.match(rest):
-        while match := _OPTION.match(rest):
-            name = match[1].lower()
-            if name in options:
-                raise TrustError(f"option {name} appears twice")
-            options[name] = match[2] if match[2] is not None else ""
-            rest = rest[match.end() :]
-        rest = rest.lstrip()
-    fields = rest.split(None, 2)
-    if len(fields) < 2:
+    principals, rest = _quoted(line) if line.startswith('"') else _partition(line)
+    options, rest = ({}, rest) if _KEY_TYPES.match(rest) else _parse_options(rest)
+    type_name, rest = _partition(rest)
+    if not rest:
         raise TrustError("expected PRINCIPALS [OPTIONS] KEYTYPE BASE64")
     _check_options(options)
     return AllowedSigner(
         principals=principals,
-        key=parse_public_key(fields[0], fields[1]),
-        namespaces=tuple(filter(None, options.get("namespaces", "").split(","))),
+        key=parse_public_key(type_name, _partition(rest)[0]),
+        namespaces=tuple(options["namespaces"].split(",")) if "namespaces" in options else (),
         valid_after=parse_time(options["valid-after"]) if "valid-after" in options else None,
         valid_before=parse_time(options["valid-before"]) if "valid-before" in options else None,
     )
 
 
-def _quoted(line: str) -> tuple[str, str, str]:
+def _partition(text: str) -> tuple[str, str]:
+    """Return the first word, and the rest without the blanks between; only space and tab part words, as in OpenSSH."""
+    word = re.split(r"[ \t]", text, maxsplit=1)[0]
+    return word, text[len(word) :].lstrip(" \t")
+
+
+def _parse_options(text: str) -> tuple[dict[str, str], str]:
+    options: dict[str, str] = {}
+    while match := _OPTION.match(text):
+        name = match[1].lower()
+        if name in options:
+            raise TrustError(f"option {name} appears twice")
+        options[name] = match[2] if match[2] is not None else ""
+        text = text[match.end() :]
+        if match[3] != ",":
+            return options, text.lstrip(" \t")
+    raise TrustError("expected PRINCIPALS [OPTIONS] KEYTYPE BASE64")
+
+
+def _quoted(line: str) -> tuple[str, str]:
     principals, quote, rest = line[1:].partition('"')
     if not quote:
         raise TrustError("a quotation mark is not closed")
-    return principals, quote, rest
+    return principals, rest.lstrip(" \t")
 
 
 def _check_options(options: dict[str, str]) -> None:
@@ -184,15 +197,29 @@ def _check_options(options: dict[str, str]) -> None:
 def parse_time(text: str) -> datetime:
     """Parse ``YYYYMMDD[HHMM[SS]][Z]`` as ssh-keygen does: local time unless it ends in Z. Returns UTC."""
     digits, utc = text.removesuffix("Z"), text.endswith("Z")
+    if re.fullmatch("[0-9]+", digits) is None:
+        digits = ""
     forms = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
     try:
         naive = datetime.strptime(digits, forms[len(digits)])  # noqa: DTZ007 # the zone is set in the next line
-    except (KeyError, ValueError):
+        return naive.replace(tzinfo=UTC) if utc else naive.astimezone(UTC)
+    except (KeyError, ValueError, OverflowError):  # OverflowError: the last day of year 9999 in a zone west of UTC
         raise TrustError(f"{text!r} is not a time of the form YYYYMMDD[HHMM[SS]][Z]") from None
-    return naive.replace(tzinfo=UTC) if utc else naive.astimezone(UTC)
+
+
+def _matches_list(patterns: Iterable[str], text: str) -> bool:
+    # OpenSSH's match_pattern_list: a negated pattern that matches wins over all others.
+    found = False
+    for pattern in patterns:
+        if pattern.startswith("!"):
+            if _matches(pattern[1:], text):
+                return False
+        elif _matches(pattern, text):
+            found = True
+    return found
 
 
 def _matches(pattern: str, text: str) -> bool:
     # OpenSSH's match_pattern: only * and ? are special, so fnmatch, which knows brackets too, won't do.
-    regex = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in pattern.strip())
+    regex = "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in pattern)
     return re.fullmatch(regex, text) is not None

@@ -36,14 +36,14 @@ OFFLINE_VARIABLES: Final[Mapping[str, str]] = {
 """What keeps the usual libraries from trying the network at all."""
 
 _KEPT: Final = frozenset(
-    "PATH LANG LANGUAGE TZ USER LOGNAME TERM TMPDIR LD_LIBRARY_PATH ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES "
-    "SYSTEMROOT TEMP TMP NOTIFY_SOCKET".split()
+    {"PATH", "LANG", "LANGUAGE", "TZ", "USER", "LOGNAME", "TERM", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT"}
+    | {"LD_LIBRARY_PATH", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NOTIFY_SOCKET"}
 )
 _KEPT_PREFIXES: Final = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "PYTORCH_", "SEALIFT_")
 _NAME_EVENTS: Final = frozenset(
-    "socket.getaddrinfo socket.gethostbyname socket.gethostbyaddr socket.getnameinfo".split()
+    {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"}
 )
-_ADDRESS_EVENTS: Final = frozenset("socket.connect socket.sendto socket.sendmsg".split())
+_ADDRESS_EVENTS: Final = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 _REMEMBERED: Final = 100
 _FRAMES: Final = 6
@@ -52,8 +52,8 @@ _FRAMES: Final = 6
 def sealed_environment(base: Mapping[str, str], *, home: Path, cache: Path) -> dict[str, str]:
     """Return the environment that a launched process gets.
 
-    It is built from a list of what may pass (search path, locale, time zone, accelerator and thread settings), so tokens,
-    proxies, ``PYTHON*``, ``PIP_*``, ``UV_*`` and ``LD_PRELOAD`` are left behind without having to be known.
+    It is built from a list of what may pass (search path, locale, time zone, accelerator and thread settings), so
+    tokens, proxies, ``PYTHON*``, ``PIP_*``, ``UV_*`` and ``LD_PRELOAD`` are left behind without having to be known.
 
     Args:
         base: The environment to start from, such as ``os.environ``.
@@ -74,7 +74,7 @@ def sealed_environment(base: Mapping[str, str], *, home: Path, cache: Path) -> d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One refused try: the audit event, the address as text, and ``file:line in function`` of the callers, nearest first."""
+    """One refused try: the audit event, the address, and ``file:line in function`` of the callers, nearest first."""
 
     event: str
     address: str
@@ -161,7 +161,7 @@ def attempt_count() -> int:
 
 
 def seal_process(*, cache: Path, allowed: Collection[str] = ()) -> None:
-    """Seal the running process as :func:`sealed_environment` and :func:`install_guard` would; call it before other imports."""
+    """Seal the running process, environment and guard both; to be called before anything else is imported."""
     home = Path(os.environ.get("HOME", "/"))
     sealed = sealed_environment(os.environ, home=home, cache=cache)
     os.environ.clear()

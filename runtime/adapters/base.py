@@ -1,16 +1,17 @@
 """What an adapter is: the two protocols, what they take and give back, and their errors. No torch in here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import collections.abc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.errors import AdapterError
 
-JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Vectors: TypeAlias = NDArray[np.float32]
 EmbeddingInput: TypeAlias = str | Sequence[int]
 """A text, or the token ids of one as this model's own tokenizer gives them, special tokens included."""
@@ -134,12 +135,13 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
 
 
+DEFAULT_PARAMS: Final = GenerationParams()
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """A whole answer. Token counts are of the prompt after templating, and of all generated tokens, the ending one too."""
+    """A whole answer; tokens are counted after templating, and the one that ends the answer counts too."""
 
     text: str
     finish_reason: FinishReason
@@ -155,6 +157,10 @@ class Piece:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: FinishReason | None = None
+
+
+PieceStream: TypeAlias = collections.abc.Generator[Piece, None, None]
+"""Pieces of one answer; ``close()`` ends the work."""
 
 
 @runtime_checkable
@@ -200,7 +206,7 @@ class Generator(Protocol):
     def info(self) -> AdapterInfo:
         """What was loaded."""
 
-    def generate(self, prompt: Prompt, params: GenerationParams = GenerationParams()) -> Generation:
+    def generate(self, prompt: Prompt, params: GenerationParams = DEFAULT_PARAMS) -> Generation:
         """Return the whole answer.
 
         Raises:
@@ -209,7 +215,7 @@ class Generator(Protocol):
             GenerationError: The model failed.
         """
 
-    def stream(self, prompt: Prompt, params: GenerationParams = GenerationParams()) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, params: GenerationParams = DEFAULT_PARAMS) -> PieceStream:
         """Yield the same answer piece by piece; closing the iterator ends the work.
 
         Raises:

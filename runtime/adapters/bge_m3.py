@@ -6,7 +6,7 @@ The numbers are FlagEmbedding's (``BGEM3FlagModel.encode``) for the same folder;
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from runtime.adapters.folder import architecture, open_folder
 from runtime.adapters.hardware import choose_device, choose_dtype
 from runtime.adapters.settings import BgeM3Settings, parse_settings
 
+T = TypeVar("T")
 _SILENT_TOKENS: Final = ("cls_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -47,7 +48,7 @@ class BgeM3Adapter:
         AdapterError: No such folder, no heads in it, an unknown setting.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the positions are part of the interface that users have
         self,
         model_path: str | Path,
         device: str = "auto",
@@ -78,12 +79,12 @@ class BgeM3Adapter:
         directory, document = open_folder(config)
         device, device_note = choose_device(settings, model=config.name)
         dtype, dtype_note = choose_dtype(settings, device, generator=False)
-        options = {"device": device, "dtype": dtype, "model": config.name}
         wanted = {"sparse_linear": settings.return_sparse, "colbert_linear": settings.return_colbert_vecs}
         states = {name: _read_head(directory, name, config.name) for name, asked in wanted.items() if asked}
         self._encoder = TextEncoder(directory, model=config.name, device=device, dtype=dtype, settings=settings)
         width = self._encoder.width
-        self._heads = {name: _make_head(state, name, width, **options) for name, state in states.items()}
+        heads = {name: _make_head(state, name, width, model=config.name) for name, state in states.items()}
+        self._heads = {name: head.to(device=device, dtype=dtype) for name, head in heads.items()}
         self._silent_ids = _silent_ids(self._encoder)
         features = ("dense", *(name.removesuffix("_linear") for name in self._heads))
         self._info = AdapterInfo(
@@ -168,7 +169,7 @@ class BgeM3Adapter:
         return_sparse: bool = False,  # noqa: FBT001, FBT002, RUF100 - as return_dense
         return_colbert_vecs: bool = False,  # noqa: FBT001, FBT002, RUF100 - as return_dense
     ) -> dict[str, object]:
-        """Return FlagEmbedding's keys: ``dense_vecs`` (inputs, dimension), ``lexical_weights``, ``colbert_vecs``; None if not asked.
+        """Return FlagEmbedding's keys ``dense_vecs``, ``lexical_weights``, ``colbert_vecs``; None if not asked for.
 
         Lexical weights are dicts of token id as text -> plain float, so that they are JSON as they stand.
         """
@@ -244,7 +245,7 @@ class BgeM3Adapter:
         return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-def _spread(items: Sequence[Mapping[int, float]] | Sequence[Vectors], rows: tuple[int, ...], into: list) -> None:  # type: ignore[type-arg]  # noqa: E501 - one loop for both kinds
+def _spread(items: Sequence[T], rows: tuple[int, ...], into: list[T]) -> None:
     for index, item in zip(rows, items, strict=True):
         into[index] = item
 
@@ -263,14 +264,12 @@ def _read_head(directory: Path, name: str, model: str) -> dict[str, torch.Tensor
         raise AdapterError(msg, hint=f"fetch the whole folder, or set {key}: false to do without")
     try:
         state = load_file(safe) if path == safe else torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - safetensors and pickle raise their own kinds; all mean the same here
+    except Exception as error:
         raise AdapterError(f"model {model!r}: {path} can't be read: {error}") from error
     return dict(state)
 
 
-def _make_head(
-    state: Mapping[str, torch.Tensor], name: str, width: int, *, device: torch.device, dtype: torch.dtype, model: str
-) -> torch.nn.Linear:
+def _make_head(state: Mapping[str, torch.Tensor], name: str, width: int, *, model: str) -> torch.nn.Linear:
     weight, bias = state.get("weight"), state.get("bias")
     rows = 1 if name == "sparse_linear" else width
     if weight is None or bias is None or tuple(weight.shape) != (rows, width) or tuple(bias.shape) != (rows,):
@@ -279,7 +278,7 @@ def _make_head(
         raise AdapterError(msg, hint="the head belongs to another model")
     head = torch.nn.Linear(width, rows, device="meta")
     head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
-    return head.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
+    return head.eval().requires_grad_(requires_grad=False)
 
 
 def _silent_ids(encoder: TextEncoder) -> frozenset[int]:

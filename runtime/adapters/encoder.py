@@ -199,7 +199,7 @@ def check_text(text: str, index: int) -> str:
 
 
 def resolve_limit(config: Any, tokenizer_limit: int, *, declared: int | None, asked: int | None, model: str) -> int:  # noqa: ANN401 - transformers is untyped
-    """Return the longest input in tokens: what the settings ask, else what the folder declares, else the tokenizer's limit.
+    """Return the longest input in tokens: what the settings ask, else the folder declares, else the tokenizer's.
 
     RoBERTa's family numbers positions from ``pad_token_id + 1`` on, so that many rows of its table are never used.
 

@@ -1,4 +1,4 @@
-"""Model folders: what must be in one before a library is let near it. A path that isn't there never becomes a hub id."""
+"""Model folders: what must be in one before a library is let near it. A wrong path never becomes a hub id."""
 
 import json
 from collections.abc import Mapping

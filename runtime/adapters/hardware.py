@@ -35,27 +35,28 @@ def choose_device(settings: CommonSettings, *, model: str) -> tuple[torch.device
 def choose_dtype(settings: CommonSettings, device: torch.device, *, generator: bool) -> tuple[torch.dtype, str]:
     """Return the dtype to compute in and why.
 
-    Embedders stay in float32 on a CPU, because their numbers are compared (with the oracle, with an index built elsewhere).
+    Embedders stay in float32 unless told otherwise: their numbers are compared with an index made elsewhere.
     ``use_fp16`` is for them and has no effect on a CPU, as in FlagEmbedding.
     """
-    if isinstance(settings, EmbedderSettings) and settings.use_fp16:
-        if device.type != "cpu":
-            return torch.float16, f"dtype float16: use_fp16 on {device.type}"
-        return torch.float32, "dtype float32: use_fp16 has no effect on a CPU"
     if settings.dtype != "auto":
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype, f"dtype {settings.dtype}: asked for by the settings"
-    if device.type == "cuda" and generator:
+    if isinstance(settings, EmbedderSettings) and settings.use_fp16 and device.type != "cpu":
+        return torch.float16, f"dtype float16: use_fp16 on {device.type}"
+    return _generator_dtype(device) if generator else (torch.float32, "dtype float32: exact numbers by default")
+
+
+def _generator_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return (
             torch.bfloat16 if fast else torch.float16
         ), f"dtype on cuda: this card {'has' if fast else 'lacks'} bf16"
-    if device.type == "mps" and generator:
+    if device.type == "mps":
         return torch.float16, "dtype float16: mps"
-    if generator and (flags := sorted(cpu_flags() & _FAST_BF16_FLAGS)):
+    if flags := sorted(cpu_flags() & _FAST_BF16_FLAGS):
         return torch.bfloat16, f"dtype bfloat16: this CPU has {flags[0]}"
-    reason = "this CPU has neither amx_bf16 nor avx512_bf16" if generator else "exact numbers by default"
-    return torch.float32, f"dtype float32: {reason}"
+    return torch.float32, "dtype float32: this CPU has neither amx_bf16 nor avx512_bf16"
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Settings of adapters: read into frozen dataclasses; every key has an effect or is refused by name, with the reason."""
+"""Settings of adapters: every key has an effect or is refused by name, with the reason."""
 
 import dataclasses
 import types
@@ -10,7 +10,7 @@ from manifests.errors import AdapterError
 from manifests.fields import nearest_hint, type_name
 from runtime.adapters.base import JSON, ModelConfig
 
-SECTIONS: Final = frozenset("generation optimization batch_processing performance multi_functionality".split())
+SECTIONS: Final = frozenset({"generation", "optimization", "batch_processing", "performance", "multi_functionality"})
 """Headings that a settings file may group its keys under; they carry no meaning of their own."""
 
 REFUSED: Final[Mapping[str, str]] = {
@@ -71,7 +71,7 @@ class EmbedderSettings(CommonSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceTransformerSettings(EmbedderSettings):
-    """``normalize_embeddings`` None does as the folder's modules.json declares; true adds, false leaves out the step."""
+    """``normalize_embeddings`` None does as modules.json declares; true adds, false leaves out the step."""
 
     normalize_embeddings: bool | None = None
 
@@ -109,7 +109,7 @@ class CausalLmSettings(CommonSettings):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     system_prompt: str = ""
-    chat_template_kwargs: Mapping[str, JSON] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     use_flash_attention: bool = False
     load_in_8bit: bool = False
     load_in_4bit: bool = False

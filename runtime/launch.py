@@ -1,0 +1,72 @@
+"""Starting the model server of the live release, sealed: offline environment, isolated interpreter, shared lock."""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.errors import AdapterError, UsageError
+from manifests.fields import nearest_hint
+from manifests.manifest import Manifest
+from runtime.layout import Prefix, Release, make_folder
+from runtime.seal import sealed_environment
+from runtime.smoke import bytecode_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchCommand:
+    """What is to be executed: program and arguments, and the whole environment."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def server_command(prefix: Prefix, release: Release, module: str, options: Sequence[str]) -> LaunchCommand:
+    """Return the command that runs a module of the release's venv in the sealed environment."""
+    make_folder(prefix.var / "cache")
+    arguments = (
+        *(str(release.python), "-I", "-X", f"pycache_prefix={bytecode_folder(prefix, release)}"),
+        *("-m", module, "--release", str(release.path), *options),
+    )
+    environment = sealed_environment(os.environ, home=prefix.var / "run", cache=prefix.var / "cache")
+    return LaunchCommand(arguments=arguments, environment=environment)
+
+
+def check_models(manifest: Manifest, names: Sequence[str]) -> None:
+    """Refuse names that the release has no model for.
+
+    Raises:
+        UsageError: With the nearest name.
+        AdapterError: The release has no models at all.
+    """
+    known = [model.name for model in manifest.models]
+    if not known:
+        raise AdapterError("the release has no models to launch")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"the release has no model {name!r}", hint=nearest_hint(name, known))
+
+
+def launch(prefix: Prefix, models: Sequence[str], *, host: str, port: int) -> None:
+    """Replace this process by the server. Returns only by raising.
+
+    Raises:
+        UsageError: Nothing is installed, or no such model.
+    """
+    release = prefix.require_live()
+    check_models(release.manifest(), models)
+    options = ["--host", host, "--port", str(port)]
+    for name in models:
+        options += ["--model", name]
+    command = server_command(prefix, release, "runtime.server", options)
+    _hold_shared_lock(prefix.use_lock)
+    os.chdir(prefix.var)
+    os.execve(command.arguments[0], command.arguments, command.environment)  # noqa: S606 # no shell is the point
+
+
+def _hold_shared_lock(path: Path) -> None:
+    """Take the shared lock that gc and uninstall respect; it lives on in the server, whose descriptor it is."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    os.set_inheritable(descriptor, True)

@@ -1,0 +1,224 @@
+"""Where things lie below a prefix, and what a release is.
+
+::
+
+    PREFIX/
+      store/sha256/ab/abcdef...   every file once, read-only
+      releases/VERSION-<12 hex>/  venv/ wheels/ models/ app/ config/ docs/ manifest.json manifest.json.sig receipt.json
+      etc/                        the operator's own overrides; survive upgrades
+      current -> releases/...     flips atomically, last
+      var/                        cache, logs, run
+      state.json
+
+A folder below ``releases/`` without ``receipt.json`` is not a release: an installer was stopped there.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+from manifests.errors import DiskError, IntegrityError, UsageError
+from manifests.fields import Fields
+from manifests.files import disk_error
+from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, manifest_digest, parse_manifest
+
+RECEIPT_NAME: Final = "receipt.json"
+DIGEST_LENGTH: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What an install wrote last into its release. ``stats`` holds size, mtime in ns and inode of each payload file."""
+
+    digest: str
+    installed: str
+    signers: tuple[str, ...]
+    python: str
+    stats: dict[str, tuple[int, int, int]]
+
+    def encode(self) -> bytes:
+        """Return the JSON bytes of receipt.json."""
+        data = {
+            "digest": self.digest,
+            "installed": self.installed,
+            "python": self.python,
+            "signers": list(self.signers),
+            "stats": {path: list(values) for path, values in sorted(self.stats.items())},
+        }
+        return json.dumps(data, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One folder below ``releases/``."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """``VERSION-<12 hex of the manifest digest>``."""
+        return self.path.name
+
+    @property
+    def venv(self) -> Path:
+        """The virtual environment."""
+        return self.path / "venv"
+
+    @property
+    def python(self) -> Path:
+        """The venv's interpreter."""
+        return self.venv / "bin" / "python"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the install came to its end."""
+        return (self.path / RECEIPT_NAME).is_file()
+
+    def manifest_bytes(self) -> bytes:
+        """Return the bytes of the release's manifest.json."""
+        return _read(self.path / MANIFEST_NAME)
+
+    def signature_slot(self) -> bytes:
+        """Return the bytes of the release's manifest.json.sig."""
+        return _read(self.path / SIGNATURE_NAME)
+
+    def manifest(self) -> Manifest:
+        """Return the release's manifest, whose digest the folder's own name must repeat.
+
+        Raises:
+            IntegrityError: It was changed after the install.
+        """
+        data = self.manifest_bytes()
+        if not self.name.endswith(f"-{manifest_digest(data)[:DIGEST_LENGTH]}"):
+            raise IntegrityError(f"{self.path / MANIFEST_NAME}: does not have the digest that the release is named by")
+        return parse_manifest(data)
+
+    def receipt(self) -> Receipt:
+        """Return the receipt.
+
+        Raises:
+            IntegrityError: Missing or damaged.
+        """
+        path = self.path / RECEIPT_NAME
+        try:
+            data = json.loads(_read(path))
+        except ValueError as error:
+            raise IntegrityError(f"{path}: not JSON: {error}") from None
+        known = ("digest", "installed", "python", "signers", "stats")
+        fields = Fields(data, where=f"{path}: ", known=known)
+        stats = {str(key): _stat_triple(fields, key, value) for key, value in fields.mapping("stats").items()}
+        return Receipt(
+            digest=fields.text("digest"),
+            installed=fields.text("installed"),
+            python=fields.text("python"),
+            signers=fields.texts("signers"),
+            stats=stats,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """The folder that one bundle name is installed in."""
+
+    path: Path
+
+    @property
+    def store(self) -> Path:
+        """Where every file lies once."""
+        return self.path / "store"
+
+    @property
+    def releases(self) -> Path:
+        """Where releases lie."""
+        return self.path / "releases"
+
+    @property
+    def current(self) -> Path:
+        """The link to the live release."""
+        return self.path / "current"
+
+    @property
+    def etc(self) -> Path:
+        """The operator's own settings."""
+        return self.path / "etc"
+
+    @property
+    def var(self) -> Path:
+        """Caches, logs and locks."""
+        return self.path / "var"
+
+    @property
+    def state(self) -> Path:
+        """What the prefix remembers across releases."""
+        return self.path / "state.json"
+
+    @property
+    def install_lock(self) -> Path:
+        """Taken by whoever adds a release or flips ``current``; servers may run meanwhile."""
+        return self.var / "install.lock"
+
+    @property
+    def use_lock(self) -> Path:
+        """Shared by whoever uses a release, taken exclusively by whoever removes one."""
+        return self.var / "use.lock"
+
+    def release_for(self, manifest: Manifest, digest: str) -> Release:
+        """Return the release that a manifest with this digest is installed as."""
+        return Release(path=self.releases / f"{manifest.version}-{digest[:DIGEST_LENGTH]}")
+
+    def all_releases(self) -> Iterator[Release]:
+        """Yield every folder below ``releases/``, complete or not, by name."""
+        if self.releases.is_dir():
+            for path in sorted(self.releases.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    yield Release(path=path)
+
+    def live(self) -> Release | None:
+        """Return the release that ``current`` points at, by its own path, or None."""
+        if not self.current.is_symlink():
+            return None
+        release = Release(path=self.current.resolve())
+        return release if release.path.parent == self.releases.resolve() and release.is_complete else None
+
+    def require_live(self) -> Release:
+        """Return the live release.
+
+        Raises:
+            UsageError: Nothing is installed.
+        """
+        release = self.live()
+        if release is None:
+            msg = f"{self.path}: nothing is installed here"
+            raise UsageError(msg, hint=f"runtime install BUNDLE --prefix {self.path} --trust ALLOWED_SIGNERS")
+        return release
+
+
+def _stat_triple(fields: Fields, key: str, value: object) -> tuple[int, int, int]:
+    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(item, int) for item in value):
+        raise fields.fail("stats", f"{key}: expected size, mtime and inode")
+    return cast("tuple[int, int, int]", tuple(value))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    except OSError as error:
+        raise disk_error(error, f"read {path}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents.
+
+    Raises:
+        DiskError: It can't be created, or something else is there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise DiskError(f"can't create {path}: something that isn't a folder is there") from None
+    except OSError as error:
+        raise disk_error(error, f"create {path}") from error

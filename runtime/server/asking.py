@@ -1,0 +1,52 @@
+"""Asking a release's models: each is loaded by itself, answers its probes, and is let go again.
+
+Comparing answers with the recorded ones is the caller's business (:mod:`runtime.probe`).
+"""
+
+import base64
+import gc
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from manifests.canonical import Json
+from manifests.errors import AdapterError, SealiftError
+from manifests.manifest import MANIFEST_NAME, Probe, parse_manifest
+from runtime.adapters import load_adapter
+from runtime.adapters.base import Adapter, Embedder, GenerationParams, Generator, Message
+from runtime.seal import attempts
+from runtime.server.models import load_models
+
+
+def ask_all(release: Path) -> Iterator[Mapping[str, Json]]:
+    """Yield the answers of every model of a release, and last the refused network attempts."""
+    probes = parse_manifest((release / MANIFEST_NAME).read_bytes()).probes
+    for config in load_models(release):
+        start = time.monotonic()
+        adapter: Adapter | None = None
+        asked = [probe for probe in probes if probe.model == config.name]
+        try:
+            adapter = load_adapter(config)
+            answers = [_ask(adapter, probe) for probe in asked or [_default_probe(config.name)]]
+        except SealiftError as error:
+            yield {"model": config.name, "error": error.message}
+        else:
+            yield {"model": config.name, "answers": answers, "seconds": f"{time.monotonic() - start:.1f}"}
+        adapter = None
+        gc.collect()
+    yield {"attempts": [f"{attempt.event} {attempt.address}" for attempt in attempts()]}
+
+
+def _default_probe(model: str) -> Probe:
+    return Probe(model=model, kind="any", inputs=("Is anyone there?",))
+
+
+def _ask(adapter: Adapter, probe: Probe) -> Mapping[str, Json]:
+    if isinstance(adapter, Embedder) and probe.kind != "chat":
+        vectors = adapter.embed(list(probe.inputs)).vectors.astype("<f4")
+        return {"vectors": [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors]}
+    if isinstance(adapter, Generator) and probe.kind != "embedding":
+        params = GenerationParams(max_new_tokens=24, temperature=0.0)
+        texts = [adapter.generate([Message(role="user", content=text)], params).text for text in probe.inputs]
+        return {"texts": texts}
+    raise AdapterError(f"model {probe.model!r}: a probe of kind {probe.kind!r} does not fit its adapter")

@@ -1,0 +1,1 @@
+"""The command that asks a release's models; nothing is imported here, so that it can be sealed first."""

@@ -1,0 +1,30 @@
+"""``python -m runtime.server.probe --release DIR``: ask every model, print one JSON line for each.
+
+``{"model": ..., "seconds": ..., "answers": [...]}`` or ``{"model": ..., "error": ...}``, last a line with the network
+attempts that the guard refused. The exit status is 0 whatever the answers are.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from runtime.seal import seal_process
+
+
+def main() -> int:
+    """Seal the process, then ask."""
+    parser = argparse.ArgumentParser(prog="runtime.server.probe")
+    parser.add_argument("--release", type=Path, required=True)
+    release: Path = parser.parse_args().release
+    seal_process(cache=Path(os.environ.get("XDG_CACHE_HOME", "/nonexistent")))
+    from runtime.server.asking import ask_all  # noqa: PLC0415 # only now may libraries be imported
+
+    for line in ask_all(release):
+        print(json.dumps(line), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

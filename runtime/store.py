@@ -1,0 +1,179 @@
+"""The prefix's store: verified files under the name of what was verified, each once, read-only.
+
+A blob counts without being read again only while a complete release holds it; anything else that an interrupted
+install left is hashed again before it is used. So nothing needs a sync of its own: one before the receipt makes all of
+it durable.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from manifests.errors import IntegrityError
+from manifests.files import READ_ONLY, READ_ONLY_EXECUTABLE, disk_error, open_regular, read_into
+from manifests.manifest import FileEntry
+from manifests.medium import Medium, list_problems
+from manifests.pieces import Damage, Piece, Progress, ReadAt, Silent, Transfer, pieces_of, run_all, thread_count
+from runtime.layout import make_folder
+
+
+@dataclass(slots=True, kw_only=True)
+class _Filling:
+    """A blob while its pieces arrive."""
+
+    entry: FileEntry
+    partial: Path
+    left: int
+    resumed: bool
+    good: bool = True
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Blobs below ``root``, by :attr:`FileEntry.store_key`."""
+
+    root: Path
+
+    def path(self, key: str) -> Path:
+        """Return where the blob ``key`` lies or would lie."""
+        return self.root / "sha256" / key[:2] / key
+
+    def missing_bytes(self, files: Collection[FileEntry]) -> int:
+        """Return how many bytes of ``files`` the store still lacks, each content counted once."""
+        unique = {entry.store_key: entry for entry in files}
+        return sum(entry.size for key, entry in unique.items() if not self._has_size(key, entry.size))
+
+    def ingest(
+        self,
+        medium: Medium,
+        files: Collection[FileEntry],
+        trusted: Collection[str],
+        progress: Progress,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """Copy and check what the store lacks, in one pass over the medium.
+
+        Args:
+            medium: Where to read; its layout was checked.
+            files: What to have in the end.
+            trusted: Store keys that a complete release holds: those are not read again.
+            progress: Told of every payload byte, copied or found.
+            threads: Pieces at a time, one for each core by default.
+
+        Raises:
+            IntegrityError: Names every damaged file; good blobs stay for the next run.
+            DiskError: No space, no permission.
+        """
+        stop = threading.Event()
+        transfer = Transfer(progress, stop)
+        damaged: list[Damage] = []
+        unique = {entry.store_key: entry for entry in files}
+        try:
+            tasks = self._tasks(medium, unique, trusted, transfer, damaged)
+            run_all(tasks, threads=threads or thread_count(), stop=stop)
+        except OSError as error:
+            raise disk_error(error, f"write below {self.root}") from error
+        if damaged:
+            ordered = sorted(damaged, key=lambda damage: damage.piece.label)
+            problems = [str(damage) for damage in ordered]
+            raise IntegrityError(list_problems(medium.label, problems), hint="copy the bundle again from its source")
+
+    def _tasks(
+        self,
+        medium: Medium,
+        unique: dict[str, FileEntry],
+        trusted: Collection[str],
+        transfer: Transfer,
+        damaged: list[Damage],
+    ) -> Iterator[Callable[[memoryview], None]]:
+        for key, entry in unique.items():
+            if self._has_size(key, entry.size) and (key in trusted or self._is_good(key, entry)):
+                transfer.progress.advance(entry.size)
+                continue
+            filling = self._begin(key, entry)
+            for piece in pieces_of(entry):
+                yield self._piece_task(medium, filling, piece, transfer, damaged)
+
+    def _piece_task(
+        self, medium: Medium, filling: _Filling, piece: Piece, transfer: Transfer, damaged: list[Damage]
+    ) -> Callable[[memoryview], None]:
+        def task(buffer: memoryview) -> None:
+            descriptor = os.open(filling.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                if not (filling.resumed and _has_piece(descriptor, piece, transfer, buffer)):
+                    with medium.reader(piece.entry) as read:
+                        got = transfer.check(piece, read, buffer, (descriptor, 0))
+                    if got != piece.sha256:
+                        damaged.append(Damage(piece=piece, got=got))
+                        filling.good = False
+            finally:
+                os.close(descriptor)
+            self._finish_piece(filling)
+
+        return task
+
+    def _begin(self, key: str, entry: FileEntry) -> _Filling:
+        """Prepare the partial file. Only a chunked file resumes; a small one is simply read again."""
+        path = self.path(key)
+        make_folder(path.parent)
+        partial = path.with_name(f"{key}.partial")
+        resumed = bool(entry.chunks) and not partial.is_symlink() and partial.is_file()
+        resumed = resumed and partial.stat().st_size <= entry.size
+        if not resumed:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+        return _Filling(entry=entry, partial=partial, left=max(1, len(entry.chunks)), resumed=resumed)
+
+    def _finish_piece(self, filling: _Filling) -> None:
+        with filling.lock:
+            filling.left -= 1
+            if filling.left:
+                return
+        if not filling.good:
+            filling.partial.unlink()
+            return
+        filling.partial.chmod(READ_ONLY_EXECUTABLE if filling.entry.executable else READ_ONLY)
+        filling.partial.replace(self.path(filling.entry.store_key))
+
+    def _has_size(self, key: str, size: int) -> bool:
+        try:
+            status = self.path(key).lstat()
+        except FileNotFoundError:
+            return False
+        return status.st_size == size and not self.path(key).is_symlink()
+
+    def _is_good(self, key: str, entry: FileEntry) -> bool:
+        """Hash a blob that no complete release vouches for; a bad one is removed."""
+        if blob_is_good(self.path(key), entry):
+            return True
+        self.path(key).unlink()
+        return False
+
+
+def blob_is_good(path: Path, entry: FileEntry) -> bool:
+    """Return whether the file at ``path`` has the content of ``entry``."""
+    buffer = memoryview(bytearray(1024 * 1024))
+    transfer = Transfer(Silent(), threading.Event())
+    with open_regular(path) as descriptor:
+        read = _descriptor_reader(descriptor)
+        return all(transfer.check(piece, read, buffer) == piece.sha256 for piece in pieces_of(entry))
+
+
+def _has_piece(descriptor: int, piece: Piece, transfer: Transfer, buffer: memoryview) -> bool:
+    quiet = Transfer(Silent(), transfer.stop)
+    if quiet.check(piece, _descriptor_reader(descriptor), buffer) != piece.sha256:
+        return False
+    transfer.progress.advance(piece.size)
+    return True
+
+
+def _descriptor_reader(descriptor: int) -> ReadAt:
+    def read(view: memoryview, offset: int) -> int:
+        return read_into(descriptor, view, offset)
+
+    return read

@@ -1,0 +1,125 @@
+"""The release's virtual environment: made at its final path, by the bundle's own uv, from verified wheels alone."""
+
+import os
+import re
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from manifests.errors import HostError, InstallError
+from manifests.manifest import FileEntry, Manifest
+from runtime.interpreter import Interpreter
+from runtime.layout import Prefix, Release, make_folder
+
+_WHEEL_NAME: Final = re.compile(r"wheels/([A-Za-z0-9._]+)-([A-Za-z0-9._!+]+)(?:-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
+_NOT_LETTERS: Final = re.compile(r"[-_.]+")
+
+
+def requirements_text(manifest: Manifest) -> str:
+    """Return the requirements of the venv: every wheel of the manifest, pinned by version and digest."""
+    lines = []
+    for entry in manifest.of_kind("wheel"):
+        name, version = parse_wheel_path(entry.path)
+        lines.append(f"{name}=={version} --hash=sha256:{entry.sha256}\n")
+    return "".join(lines)
+
+
+def parse_wheel_path(path: str) -> tuple[str, str]:
+    """Return normalized name and version from ``wheels/NAME-VERSION-...whl``.
+
+    Raises:
+        InstallError: It isn't a wheel's file name.
+    """
+    match = _WHEEL_NAME.fullmatch(path)
+    if match is None:
+        raise InstallError(f"{path}: not the file name of a wheel")
+    return _NOT_LETTERS.sub("-", match[1]).lower(), match[2]
+
+
+def build_venv(prefix: Prefix, release: Release, manifest: Manifest, interpreter: Interpreter) -> None:
+    """Create ``release.venv`` and install every wheel into it. What an earlier attempt left there is removed.
+
+    Raises:
+        InstallError: uv refuses; its own words are in the message.
+        HostError: The bundle carries no uv, or it does not run here.
+    """
+    if release.venv.exists():
+        shutil.rmtree(release.venv)
+    uv = unpack_uv(prefix, release, manifest)
+    requirements = prefix.var / "run" / f"requirements-{os.getpid()}.txt"
+    requirements.write_text(requirements_text(manifest), encoding="utf-8")
+    common = ["--cache-dir", str(prefix.var / "cache" / "uv"), "--offline", "--no-config", "--no-progress", "--quiet"]
+    python = ["--python", str(interpreter.executable), "--no-python-downloads"]
+    try:
+        _run(prefix, [str(uv), "venv", *common, *python, "--relocatable", "--no-project", str(release.venv)])
+        if manifest.of_kind("wheel"):
+            _run(prefix, [str(uv), "pip", "install", *common, *_install_options(release), "-r", str(requirements)])
+    finally:
+        requirements.unlink(missing_ok=True)
+
+
+def _install_options(release: Release) -> list[str]:
+    return [
+        *("--python", str(release.python)),
+        *("--no-index", "--find-links", str(release.path / "wheels")),
+        *("--no-deps", "--require-hashes", "--no-build", "--link-mode", "hardlink"),
+    ]
+
+
+def unpack_uv(prefix: Prefix, release: Release, manifest: Manifest) -> Path:
+    """Return the uv program of the bundle, unpacked from its (verified) wheel below ``PREFIX/var``.
+
+    Raises:
+        HostError: The bundle carries none.
+    """
+    entry = uv_wheel(manifest)
+    program = prefix.var / "run" / f"uv-{entry.sha256[:16]}"
+    if program.is_file():
+        return program
+    make_folder(program.parent)
+    partial = program.with_name(f"{program.name}.{os.getpid()}.partial")
+    with zipfile.ZipFile(release.path / entry.path) as archive:
+        member = next((name for name in archive.namelist() if re.fullmatch(r"uv-[^/]+\.data/scripts/uv", name)), None)
+        if member is None:
+            raise HostError(f"{entry.path}: holds no uv program for this system")
+        with archive.open(member) as source, partial.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1024 * 1024)
+    partial.chmod(0o755)
+    partial.replace(program)
+    return program
+
+
+def uv_wheel(manifest: Manifest) -> FileEntry:
+    """Return the entry of the uv wheel below ``bootstrap/``.
+
+    Raises:
+        HostError: There is none.
+    """
+    for entry in manifest.of_kind("bootstrap"):
+        if re.fullmatch(r"bootstrap/uv-[^/]+\.whl", entry.path):
+            return entry
+    raise HostError("the bundle carries no uv, so nothing can be installed from it")
+
+
+def clean_environment(prefix: Prefix) -> Mapping[str, str]:
+    """Return the environment for programs of the bundle: nothing of the caller's but PATH and locale."""
+    kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "LC_ALL", "TZ"}}
+    kept.setdefault("PATH", os.defpath)
+    folder = prefix.var / "run"
+    return kept | {"HOME": str(folder), "TMPDIR": str(folder), "UV_NO_MODIFY_PATH": "1", "NO_COLOR": "1"}
+
+
+def _run(prefix: Prefix, command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=prefix.path, env=dict(clean_environment(prefix))
+        )
+    except OSError as error:
+        raise HostError(f"{command[0]} does not run on this host: {error.strerror}") from error
+    if done.returncode:
+        step = f"uv {'venv' if command[1] == 'venv' else 'pip install'}"
+        words = (done.stderr or done.stdout).strip() or f"no message, status {done.returncode}"
+        raise InstallError(f"{step} failed:\n{words}", hint="the release was not made; what was live stays live")

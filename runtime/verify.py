@@ -1,0 +1,156 @@
+"""Verifying an installed release before go-live: signature, files, venv against wheels, host, the models' answers.
+
+Nothing stops at the first problem: every section runs, and the report lists all findings.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from manifests.bundle import find_damage, verify_trust, whole_file_problems
+from manifests.errors import AdapterError, HostError, IntegrityError, SealiftError, TrustError
+from manifests.manifest import Manifest
+from manifests.medium import FolderMedium
+from manifests.pieces import Progress
+from manifests.trust import TrustRoot
+from runtime.interpreter import find_interpreter
+from runtime.layout import RECEIPT_NAME, Prefix, Release
+from runtime.preflight import platform_problem
+from runtime.probe import ask_probes
+from runtime.venv_check import check_venv
+
+_SEVERITY: Final = (4, 5, 7, 6, 8, 9, 10, 3, 2, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One part of the report: what was checked, how many things, the findings, seconds taken."""
+
+    name: str
+    checked: str
+    problems: tuple[str, ...]
+    exit_code: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseReport:
+    """What ``runtime verify --prefix`` found."""
+
+    release: Release
+    digest: str
+    trust_source: str
+    sections: tuple[Section, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the code of the gravest finding."""
+        codes = {section.exit_code for section in self.sections if section.problems}
+        return next((code for code in _SEVERITY if code in codes), 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """``depth`` is ``quick`` (sizes, times and inodes), ``normal`` or ``deep`` (whole-file digests too)."""
+
+    trust: TrustRoot
+    trust_source: str
+    now: datetime
+    threshold: int = 1
+    depth: str = "normal"
+    models: bool = True
+
+
+def verify_release(
+    prefix: Prefix, release: Release, options: VerifyOptions, progress: Progress, report: Callable[[str], None]
+) -> ReleaseReport:
+    """Check an installed release.
+
+    Returns:
+        Every section, in order. Problems are in the report, not raised.
+    """
+    digest = release.receipt().digest
+    manifest = release.manifest()
+    checks: list[tuple[str, type[SealiftError], Callable[[], tuple[str, list[str]]]]] = [
+        ("signature", TrustError, lambda: _check_signature(release, options)),
+        ("files", IntegrityError, lambda: _check_files(release, manifest, options.depth, progress)),
+    ]
+    if options.depth != "quick":
+        checks.append(("venv", IntegrityError, lambda: ("every file of every wheel", check_venv(release, manifest))))
+    checks.append(("host", HostError, lambda: _check_host(release, manifest)))
+    if options.models and manifest.models:
+        checks.append(("models", AdapterError, lambda: ask_probes(prefix, release, manifest)))
+    sections = []
+    for name, error, check in checks:
+        report(name)
+        sections.append(_run_section(name, error, check))
+    return ReleaseReport(release=release, digest=digest, trust_source=options.trust_source, sections=tuple(sections))
+
+
+def _run_section(name: str, error: type[SealiftError], check: Callable[[], tuple[str, list[str]]]) -> Section:
+    start = time.monotonic()
+    code = error.exit_code
+    try:
+        checked, problems = check()
+    except SealiftError as raised:
+        checked, problems, code = "not finished", [raised.message], raised.exit_code
+    return Section(
+        name=name, checked=checked, problems=tuple(problems), exit_code=code, seconds=time.monotonic() - start
+    )
+
+
+def _check_signature(release: Release, options: VerifyOptions) -> tuple[str, list[str]]:
+    medium = FolderMedium(release.path)
+    trusted = verify_trust(medium, options.trust, threshold=options.threshold, now=options.now)
+    return ", ".join(f"{signer.principals} {signer.fingerprint}" for signer in trusted.signers), []
+
+
+def _check_files(release: Release, manifest: Manifest, depth: str, progress: Progress) -> tuple[str, list[str]]:
+    what = f"{len(manifest.files)} files, {'by size, time and inode' if depth == 'quick' else 'by digest'}"
+    problems = list(_listing_problems(release, manifest))
+    if depth == "quick":
+        return what, problems + list(_stat_problems(release))
+    medium = FolderMedium(release.path)
+    present = tuple(entry for entry in manifest.files if (release.path / entry.path).is_file())
+    problems += [str(damage) for damage in find_damage(medium, present, progress)]
+    if depth == "deep":
+        problems += list(whole_file_problems(medium, present))
+    return what, problems
+
+
+def _listing_problems(release: Release, manifest: Manifest) -> Iterator[str]:
+    expected = {entry.path: entry for entry in manifest.files}
+    own = {"manifest.json", "manifest.json.sig", RECEIPT_NAME}
+    found = {
+        path.relative_to(release.path).as_posix()
+        for path in release.path.rglob("*")
+        if (path.is_symlink() or not path.is_dir()) and release.venv not in path.parents
+    }
+    for path in sorted(expected.keys() - found):
+        yield f"{path}: missing"
+    for path in sorted(found - expected.keys() - own):
+        yield f"{path}: not in the manifest"
+    for path in sorted(expected.keys() & found):
+        mode = (release.path / path).lstat().st_mode & 0o777
+        wanted = 0o555 if expected[path].executable else 0o444
+        if mode != wanted:
+            yield f"{path}: mode {mode:04o}, expected {wanted:04o}"
+
+
+def _stat_problems(release: Release) -> Iterator[str]:
+    for path, expected in release.receipt().stats.items():
+        try:
+            status = (release.path / path).lstat()
+        except FileNotFoundError:
+            continue  # the listing names it
+        if (status.st_size, status.st_mtime_ns, status.st_ino) != expected:
+            yield f"{path}: size, time or inode changed since the install"
+
+
+def _check_host(release: Release, manifest: Manifest) -> tuple[str, list[str]]:
+    interpreter = find_interpreter(manifest.target.python, release.python)
+    problem = platform_problem(manifest.target.platform, interpreter)
+    found = f"CPython {interpreter.version} on {interpreter.machine}, {' '.join(interpreter.libc)}"
+    return found, [f"the bundle is for {manifest.target.platform}, found {problem}"] if problem else []
