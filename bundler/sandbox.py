@@ -11,6 +11,11 @@ from typing import Final
 
 _PROBE: Final = ("-I", "-S", "-c", "import socket; assert [name for _, name in socket.if_nameindex()] == ['lo']")
 
+_BWRAP: Final = (
+    *("bwrap", "--dev-bind", "/", "/", "--unshare-net", "--unshare-pid"),
+    *("--proc", "/proc", "--die-with-parent", "--"),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Isolation:
@@ -31,9 +36,7 @@ def find_isolation() -> Isolation:
     ways = (
         Isolation(name="network namespace (unshare)", prefix=("unshare", "-n", "--")),
         Isolation(name="network namespace (unshare as a user)", prefix=("unshare", "-rn", "--")),
-        Isolation(
-            name="network namespace (bubblewrap)", prefix=("bwrap", "--dev-bind", "/", "/", "--unshare-net", "--")
-        ),
+        Isolation(name="network namespace (bubblewrap)", prefix=_BWRAP),
     )
     for way in ways:
         if shutil.which(way.prefix[0]) and _works(way.prefix):

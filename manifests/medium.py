@@ -156,7 +156,8 @@ class FolderMedium:
         found = set(_walk(self._path))
         expected = {entry.path for entry in manifest.files} | {MANIFEST_NAME, SIGNATURE_NAME}
         problems = [f"{name}: missing" for name in sorted(expected - found)]
-        problems += [f"{shown(name)}: not in the manifest" for name in sorted(found - expected)]
+        empty = {name for name in found if name.endswith("/") and any(path.startswith(name) for path in expected)}
+        problems += [f"{shown(name)}: not in the manifest" for name in sorted(found - expected - empty)]
         problems += [problem for entry in manifest.files if (problem := self._size_problem(entry, found))]
         return problems
 
@@ -232,14 +233,14 @@ def _read_limited(path: Path, limit: int) -> bytes:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Yield every path below ``root`` that isn't a folder; empty folders and links to folders count as files."""
+    """Yield every path below ``root`` that isn't a folder; links count as files, an empty folder ends in ``/``."""
     pending = [""]
     while pending:
         below = pending.pop()
         with os.scandir(root / below) as scan:
             entries = list(scan)
         if below and (not entries or len(os.fsencode(below)) > MAX_PATH):
-            yield below  # no manifest can name anything below a path this long
+            yield f"{below}/"  # no manifest can name anything below a path this long
             continue
         for entry in entries:
             path = f"{below}/{entry.name}" if below else entry.name

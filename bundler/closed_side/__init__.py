@@ -167,6 +167,17 @@ def network_is_closed() -> bool:
     return False
 
 
+def require_closed() -> None:
+    """Bring loopback up and require that nothing else is there.
+
+    Raises:
+        InstallError: The network isn't closed although it should be.
+    """
+    raise_loopback()
+    if not network_is_closed():
+        raise InstallError("the namespace has a route to the outside")
+
+
 def play(stage: Stage, questions: Mapping[str, Any], port: int, tell: Tell) -> None:
     """Verify the bundle, install it, verify the release, launch it and ask it.
 
@@ -178,11 +189,7 @@ def play(stage: Stage, questions: Mapping[str, Any], port: int, tell: Tell) -> N
 
     Raises:
         StepFailed: A command or a request failed.
-        InstallError: The network isn't closed although it should be.
     """
-    raise_loopback()
-    if not network_is_closed():
-        raise InstallError("the namespace has a route to the outside")
     bundle, prefix, trust = str(stage.bundle), str(stage.prefix), str(stage.trust)
     run_step(stage, "verify bundle", ["verify", bundle, "--trust", trust], tell)
     run_step(stage, "install", ["install", bundle, "--prefix", prefix, "--trust", trust], tell)

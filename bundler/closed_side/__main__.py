@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bundler.closed_side import Stage, StepFailed, play
+from bundler.closed_side import Stage, StepFailed, play, require_closed
 from manifests.errors import SealiftError
 
 
@@ -18,6 +18,8 @@ def main() -> int:
     part = json.load(sys.stdin)
     paths = {name: Path(part["stage"][name]) for name in ("bundle", "pyz", "trust", "prefix", "home")}
     try:
+        if part["closed"]:
+            require_closed()
         play(Stage(**paths), part["questions"], part["port"], _tell)
     except StepFailed as failed:
         _tell({"event": "failed", "step": failed.step, "code": failed.code, "text": failed.words})

@@ -28,7 +28,11 @@ from manifests.files import (
 
 
 def open_count() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 def test_open_regular_reads_and_closes(tmp_path: Path) -> None:
@@ -111,7 +115,7 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     write_atomic(target, b"two", mode=0o600)
     assert target.read_bytes() == b"two"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    assert os.listdir(tmp_path) == ["a"]
+    assert names(tmp_path) == ["a"]
 
 
 def test_write_atomic_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
@@ -120,7 +124,7 @@ def test_write_atomic_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
     with pytest.raises(DiskError) as caught:
         write_atomic(tmp_path / "folder", b"x")
     assert str(caught.value) == f"can't write {tmp_path / 'folder'}: Is a directory"
-    assert os.listdir(tmp_path) == ["folder"]
+    assert names(tmp_path) == ["folder"]
     with pytest.raises(DiskError, match="No such file or directory"):
         write_atomic(tmp_path / "gone" / "a", b"x")
 
@@ -131,7 +135,7 @@ def test_replace_link_flips(tmp_path: Path) -> None:
     (tmp_path / f".current.{os.getpid()}.partial").symlink_to("left by a crash")
     replace_link(link, "releases/2")
     assert link.readlink() == Path("releases/2")
-    assert os.listdir(tmp_path) == ["current"]
+    assert names(tmp_path) == ["current"]
 
 
 def test_sync_folder_wants_a_folder(tmp_path: Path) -> None:

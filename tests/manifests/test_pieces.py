@@ -159,22 +159,18 @@ def test_the_first_error_stops_the_others_and_is_raised() -> None:
 
 def test_what_stopped_the_others_is_raised_even_if_it_ends_last() -> None:
     stop = threading.Event()
-    released = threading.Event()
 
     def slow_failure(_: memoryview) -> None:
         stop.set()
-        released.wait(10)
-        time.sleep(0.05)
+        time.sleep(0.1)
         raise ValueError("the cause")
 
     def stopped(_: memoryview) -> None:
         assert stop.wait(10)
-        released.set()
         raise Stopped
 
     for order in ([slow_failure, stopped], [stopped, slow_failure]):
         stop.clear()
-        released.clear()
         with pytest.raises(ValueError, match=r"^the cause$"):
             run_all(order, threads=2, stop=stop)
 
@@ -193,6 +189,7 @@ def test_an_interrupt_stops_the_workers_and_leaves_no_thread() -> None:
     def task(_: memoryview) -> None:
         begun.append(time.monotonic())
         if len(begun) == 1:
+            time.sleep(0.1)  # until the main thread waits
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.wait(10), "nobody called the work off"
 

@@ -1,0 +1,93 @@
+"""The text files of a bundle, rendered from ``templates/`` and from nothing but the lock: same lock, same bytes."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bundler.selfpack import template_root
+from manifests.canonical import Json
+from manifests.manifest import FileEntry, ModelEntry, Target
+
+SUMS_PATH: Final = "docs/SHA256SUMS"
+_VARIABLES: Final = {"hcx": "HCX_MODEL_PATH", "bge-m3": "BGE_M3_MODEL_PATH"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What the templates know of a bundle."""
+
+    name: str
+    version: str
+    target: Target
+    models: tuple[ModelEntry, ...]
+
+    @property
+    def stem(self) -> str:
+        """The bundle's file name without its ending."""
+        return f"{self.name}-{self.version}-{self.target.label}"
+
+
+def render_payload(subject: Subject) -> dict[str, bytes]:
+    """Return the rendered payload files: bundle path -> content."""
+    context = {
+        "name": subject.name,
+        "version": subject.version,
+        "stem": subject.stem,
+        "target": subject.target,
+        "python": subject.target.python,
+        "models": [_model_context(model) for model in subject.models],
+    }
+    files = {
+        "bootstrap/install.sh": _render("install.sh.j2", context),
+        "docs/INSTALL.md": _render("INSTALL.md.j2", context),
+        "config/offline.env": _render("offline.env.j2", context),
+    }
+    if subject.models:
+        files["config/sealift.service"] = _render("sealift.service.j2", context)
+    for model in subject.models:
+        file = f"{model.name.replace('-', '_')}.yaml"
+        values = {key: _yaml_value(value) for key, value in sorted(model.settings.items())}
+        files[f"config/{file}"] = _render("model.yaml.j2", {"model": model, "file": file, "settings": values})
+    return files
+
+
+def render_verify_text(subject: Subject) -> bytes:
+    """Return the kit's VERIFY.txt."""
+    return _render("VERIFY.txt.j2", {"stem": subject.stem})
+
+
+def sums_text(entries: Iterable[FileEntry]) -> bytes:
+    """Return the content of ``docs/SHA256SUMS`` over ``entries``, in coreutils' format, by path."""
+    lines = sorted((entry.path, entry.sha256) for entry in entries)
+    return "".join(f"{sha256}  {path}\n" for path, sha256 in lines).encode("utf-8")
+
+
+def _model_context(model: ModelEntry) -> Mapping[str, str]:
+    variable = _VARIABLES.get(model.adapter) or f"{re.sub('[^A-Z0-9]', '_', model.name.upper())}_MODEL_PATH"
+    return {"name": model.name, "adapter": model.adapter, "path": model.path, "variable": variable}
+
+
+def _yaml_value(value: Json) -> str:
+    # JSON is YAML, and says exactly one thing; a decimal, which the manifest holds as a string, is a number again.
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]+\.[0-9]+(?:e-?[0-9]+)?", value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(template_root()),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701 # shell, YAML and Markdown, no HTML
+        keep_trailing_newline=True,
+    )
+
+
+def _render(template: str, context: Mapping[str, object]) -> bytes:
+    return _environment().get_template(template).render(context).encode("utf-8")
