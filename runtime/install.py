@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from manifests.bundle import TrustedBundle
-from manifests.errors import DiskError, UsageError
-from manifests.files import disk_error, locked, replace_link, write_atomic
+from manifests.errors import DiskError, IntegrityError, UsageError
+from manifests.files import disk_error, free_space, locked, replace_link, write_atomic
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest
 from manifests.pieces import Progress
+from manifests.progress import format_size
 from runtime.interpreter import find_interpreter
 from runtime.layout import RECEIPT_NAME, Prefix, Receipt, Release, make_folder
-from runtime.preflight import preflight, require
+from runtime.preflight import disk_needed, preflight, require
 from runtime.smoke import smoke_test
 from runtime.state import State, advance_state, check_may_install, load_state
 from runtime.store import Store
@@ -75,7 +76,8 @@ def install(
     check_may_install(load_state(prefix), bundle.manifest, allow_downgrade=options.allow_downgrade)
     release = prefix.release_for(bundle.manifest, bundle.digest)
     if not release.is_complete:
-        report("preflight")
+        needed, free = disk_needed(bundle.manifest, prefix), free_space(prefix.path)
+        report(f"preflight: writes {format_size(needed)}, {format_size(free)} are free")
         require(preflight(bundle.manifest, prefix, python=options.python))
         bundle.medium.check_layout(bundle.manifest)
     with _exclusive(prefix):
@@ -142,16 +144,27 @@ def _exclusive(prefix: Prefix) -> Iterator[None]:
 
 
 def _sweep(prefix: Prefix) -> None:
-    """Remove what interrupted installs left: folders without a receipt are not releases."""
-    for release in prefix.all_releases():
-        if not release.is_complete:
-            shutil.rmtree(release.path)
+    """Remove what interrupted installs left: folders without a receipt are not releases.
+
+    uv's cache goes with them: after a power cut nobody knows which of its files are whole, and uv doesn't check them.
+    """
+    unfinished = [release.path for release in prefix.all_releases() if not release.is_complete]
+    for folder in [*unfinished, prefix.var / "cache" / "uv"] if unfinished else []:
+        if folder.exists():
+            shutil.rmtree(folder)
+    for leftover in (*prefix.path.glob(".*.partial"), *(prefix.var / "run").iterdir()):
+        if leftover.is_symlink() or leftover.is_file():
+            leftover.unlink()
 
 
 def _vouched_keys(prefix: Prefix) -> frozenset[str]:
-    """Return the store keys that complete releases hold."""
-    complete = (release for release in prefix.all_releases() if release.is_complete)
-    return frozenset(entry.store_key for release in complete for entry in release.manifest().files)
+    """Return the store keys that complete releases hold; one whose manifest was changed vouches for nothing."""
+    keys: set[str] = set()
+    for release in prefix.all_releases():
+        if release.is_complete:
+            with contextlib.suppress(IntegrityError):
+                keys.update(entry.store_key for entry in release.manifest().files)
+    return frozenset(keys)
 
 
 def _link_files(store: Store, release: Release, files: tuple[FileEntry, ...]) -> None:

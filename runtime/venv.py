@@ -59,6 +59,19 @@ def build_venv(prefix: Prefix, release: Release, manifest: Manifest, interpreter
             _run(prefix, [str(uv), "pip", "install", *common, *_install_options(release), "-r", str(requirements)])
     finally:
         requirements.unlink(missing_ok=True)
+        uv.unlink(missing_ok=True)
+    for path in _unneeded(release):
+        path.unlink(missing_ok=True)
+
+
+def _unneeded(release: Release) -> list[Path]:
+    """Return what uv writes beside the wheels' files and ``pyvenv.cfg``, such as shell scripts to be sourced.
+
+    No wheel vouches for these, so a change there could not be found; without them every file of a venv can be checked.
+    """
+    names = ("activate*", "deactivate.bat", "pydoc.bat")
+    own = [release.venv / name for name in (".gitignore", ".lock", "CACHEDIR.TAG")]
+    return own + [path for name in names for path in release.python.parent.glob(name)]
 
 
 def _install_options(release: Release) -> list[str]:
@@ -76,9 +89,8 @@ def unpack_uv(prefix: Prefix, release: Release, manifest: Manifest) -> Path:
         HostError: The bundle carries none.
     """
     entry = uv_wheel(manifest)
+    # Always anew: what an earlier run left there was checked by nobody, and may have been cut short with the power.
     program = prefix.var / "run" / f"uv-{entry.sha256[:16]}"
-    if program.is_file():
-        return program
     make_folder(program.parent)
     partial = program.with_name(f"{program.name}.{os.getpid()}.partial")
     with zipfile.ZipFile(release.path / entry.path) as archive:

@@ -133,7 +133,10 @@ def _listing_problems(release: Release, manifest: Manifest) -> Iterator[str]:
     for path in sorted(found - expected.keys() - own):
         yield f"{path}: not in the manifest"
     for path in sorted(expected.keys() & found):
-        mode = (release.path / path).lstat().st_mode & 0o777
+        status = (release.path / path).lstat()
+        if status.st_size > expected[path].size:  # a shorter one fails by its digest
+            yield f"{path}: {status.st_size} bytes, expected {expected[path].size}"
+        mode = status.st_mode & 0o777
         wanted = 0o555 if expected[path].executable else 0o444
         if mode != wanted:
             yield f"{path}: mode {mode:04o}, expected {wanted:04o}"
@@ -152,5 +155,6 @@ def _stat_problems(release: Release) -> Iterator[str]:
 def _check_host(release: Release, manifest: Manifest) -> tuple[str, list[str]]:
     interpreter = find_interpreter(manifest.target.python, release.python)
     problem = platform_problem(manifest.target.platform, interpreter)
-    found = f"CPython {interpreter.version} on {interpreter.machine}, {' '.join(interpreter.libc)}"
+    libc = " ".join(interpreter.libc)
+    found = f"CPython {interpreter.version} ({interpreter.executable}) on {interpreter.machine}, {libc}"
     return found, [f"the bundle is for {manifest.target.platform}, found {problem}"] if problem else []

@@ -190,9 +190,13 @@ class BgeM3Adapter:
             RequestError: Shapes differ, or a vector is zero, which has no direction.
         """
         query = np.asarray(query_embedding, dtype=np.float64)
-        documents = np.asarray(doc_embeddings, dtype=np.float64).reshape(-1, query.shape[-1] if query.ndim == 1 else 0)
-        if query.ndim != 1 or len(documents) != len(doc_embeddings):
-            raise RequestError(f"compute_similarity: a query of shape {query.shape}, and documents of another width")
+        if not len(doc_embeddings):
+            return []
+        widths = {len(document) for document in doc_embeddings}
+        if query.ndim != 1 or widths != {len(query)}:
+            msg = f"compute_similarity: a query of shape {query.shape}, documents of length {sorted(widths)}"
+            raise RequestError(msg)
+        documents = np.asarray(doc_embeddings, dtype=np.float64)
         norms = np.linalg.norm(documents, axis=1) * np.linalg.norm(query)
         if not np.all(norms > 0):
             raise RequestError("compute_similarity: a zero vector has no direction")

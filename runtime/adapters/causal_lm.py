@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from manifests.errors import AdapterError
 from runtime.adapters.base import (
@@ -90,6 +90,7 @@ class CausalLmAdapter:
         dtype, dtype_note = choose_dtype(settings, device, generator=True)
         attention, attention_notes = _choose_attention(settings, device)
         options = {"dtype": dtype, "attn_implementation": attention, **_quantization(settings, device, config.name)}
+        load_pretrained(AutoConfig.from_pretrained, directory, model=config.name)  # names an unknown architecture best
         self._tokenizer = load_pretrained(AutoTokenizer.from_pretrained, directory, model=config.name)
         network = load_pretrained(AutoModelForCausalLM.from_pretrained, directory, model=config.name, **options)
         self._network = (network if "quantization_config" in options else network.to(device)).eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from manifests.errors import AdapterError
 from runtime.adapters.base import EmbeddingInput, RequestError
@@ -80,6 +80,7 @@ class TextEncoder:
         self.device = device
         self.budget = settings.batch_tokens or (1024 if device.type == "cpu" else 16384)
         self.rows = settings.batch_size
+        load_pretrained(AutoConfig.from_pretrained, directory, model=model)  # names an unknown architecture best
         self.tokenizer = load_pretrained(AutoTokenizer.from_pretrained, directory, model=model)
         network = load_pretrained(
             AutoModel.from_pretrained, directory, model=model, dtype=dtype, attn_implementation="sdpa"

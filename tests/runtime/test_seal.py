@@ -1,4 +1,4 @@
-"""The seal: what passes into a launched process, and what the guard refuses. The guard can't be removed: subprocesses."""
+"""The seal: what passes into a launched process, and what the guard refuses. It can't be removed: subprocesses."""
 
 import json
 import subprocess
@@ -152,6 +152,7 @@ def test_seal_process_changes_the_running_environment(tmp_path: Path) -> None:
         from runtime.seal import guard_installed, seal_process
         os.environ["HF_TOKEN"] = "secret"
         seal_process(cache=Path({str(tmp_path)!r}))
-        out = {{"token": os.environ.get("HF_TOKEN"), "offline": os.environ["HF_HUB_OFFLINE"], "guard": guard_installed()}}
+        out["token"], out["offline"] = os.environ.get("HF_TOKEN"), os.environ["HF_HUB_OFFLINE"]
+        out["guard"] = guard_installed()
     """
     assert guarded(code) == {"token": None, "offline": "1", "guard": True}

@@ -86,7 +86,8 @@ def test_settings_take_sections_decimal_strings_and_lists() -> None:
         ),
         (
             {"optimization": {"gradient_checkpointing": False}},
-            "model 'm': settings: gradient_checkpointing: refused: it is a training option and has no effect on inference",
+            "model 'm': settings: gradient_checkpointing: refused: "
+            "it is a training option and has no effect on inference",
             "remove the key",
         ),
         ({"batch_size": "12"}, "model 'm': settings: batch_size: expected an integer, got a string", None),

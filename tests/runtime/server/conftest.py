@@ -17,7 +17,7 @@ import pytest
 from manifests.canonical import Json
 from manifests.manifest import ModelEntry
 from tests.factories import make_manifest
-from tests.factories_models import make_hyperclovax, make_llama, make_xlmr
+from tests.factories_models import make_hyperclovax, make_llama, make_xlmr, write_json
 
 PROJECT = Path(__file__).parents[3]
 START_SECONDS = 120.0
@@ -56,6 +56,13 @@ def write_release(release: Path, models: Mapping[str, tuple[str, Mapping[str, Js
     return release
 
 
+def lengthen(folder: Path) -> Path:
+    """Give a tiny model a context so long that an answer which never stops takes minutes."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", config | {"max_position_embeddings": 100_000})
+    return folder
+
+
 def start_server(
     release: Path, log: Path, *options: str, environment: Mapping[str, str] | None = None
 ) -> ServerProcess:
@@ -87,10 +94,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_xlmr(folder / "models" / "bge-m3")
     make_llama(folder / "models" / "llama")
     make_hyperclovax(folder / "models" / "hcx")
+    lengthen(make_hyperclovax(folder / "models" / "endless"))
     models: dict[str, tuple[str, Mapping[str, Json]]] = {
         "bge-m3": ("bge-m3", {"max_length": 64}),
         "llama": ("causal-lm", {"dtype": "float32"}),
         "hcx": ("hcx", {"dtype": "float32", "temperature": "0.0"}),
+        "endless": ("hcx", {"dtype": "float32", "max_new_tokens": 90_000}),
     }
     return write_release(folder, models)
 

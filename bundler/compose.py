@@ -1,0 +1,123 @@
+"""From a lock to a manifest: everything that travels, in bundle order, and the contents that aren't in the store."""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bundler.lock import Lock, LockedFile
+from bundler.render import SUMS_PATH, Subject, render_payload, sums_text
+from bundler.selfpack import WHEEL_NAME, runtime_pyz, runtime_wheel
+from bundler.store import Store
+from manifests import __version__
+from manifests.digests import digest_bytes
+from manifests.errors import IntegrityError, PolicyError
+from manifests.manifest import KINDS, FileEntry, Manifest, bundle_order
+from manifests.progress import format_size
+
+_OWN_ORIGIN: Final = f"pkg:pypi/sealift@{__version__}"
+_BLOCK: Final = 4096  # file systems give a small file at least this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """A manifest, and the contents that were made for it rather than taken from the store: path -> bytes."""
+
+    manifest: Manifest
+    generated: Mapping[str, bytes]
+
+
+def compose(lock: Lock, store: Store) -> Composition:
+    """Return the manifest that follows from a lock.
+
+    Raises:
+        IntegrityError: A locked wheel is not in the store, or is no zip.
+        PolicyError: The payload is larger than the spec's ``max-size``.
+    """
+    subject = Subject(name=lock.name, version=lock.version, target=lock.target, models=lock.model_entries())
+    generated = {
+        **render_payload(subject),
+        "bootstrap/runtime.pyz": runtime_pyz(),
+        f"wheels/{WHEEL_NAME}": runtime_wheel(),
+    }
+    entries = [_stored_entry(file) for file in lock.all_files()]
+    entries += [_generated_entry(path, data) for path, data in generated.items()]
+    generated[SUMS_PATH] = sums_text(entries)
+    entries.append(_generated_entry(SUMS_PATH, generated[SUMS_PATH]))
+    manifest = Manifest(
+        name=lock.name,
+        version=lock.version,
+        created=lock.created,
+        sequence=lock.sequence,
+        target=lock.target,
+        files=tuple(sorted(entries, key=bundle_order)),
+        models=subject.models,
+        app=lock.app_entries(),
+        minimum=lock.minimum,
+        recommended=lock.recommended,
+        policy=lock.policy,
+        launch={"unpacked-size": _unpacked_size(lock, store)},
+        probes=lock.probes,
+    )
+    _check_budget(manifest)
+    return Composition(manifest=manifest, generated=generated)
+
+
+def _stored_entry(file: LockedFile) -> FileEntry:
+    return FileEntry(
+        path=file.path,
+        size=file.size,
+        sha256=file.sha256,
+        mode=0o755 if file.executable else 0o644,
+        kind=_kind(file.path),
+        origin=file.origin,
+        chunks=file.chunks,
+    )
+
+
+def _generated_entry(path: str, data: bytes) -> FileEntry:
+    digest = digest_bytes(data)
+    return FileEntry(
+        path=path,
+        size=digest.size,
+        sha256=digest.sha256,
+        mode=0o755 if path.endswith(".sh") else 0o644,
+        kind=_kind(path),
+        origin=_OWN_ORIGIN,
+        chunks=digest.chunks,
+    )
+
+
+def _kind(path: str) -> str:
+    folder = path.partition("/")[0]
+    return next(kind for kind, top in KINDS.items() if top == folder)
+
+
+def _unpacked_size(lock: Lock, store: Store) -> int:
+    """Return what the wheels need once unpacked, in bytes, so that an installer can ask for the room beforehand."""
+    sizes = (_zip_size(store.path(wheel.sha256), wheel.path) for wheel in lock.wheels)
+    return sum(sizes)
+
+
+def _zip_size(path: Path, label: str) -> int:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(_on_disk(archive))
+    except (OSError, zipfile.BadZipFile) as error:
+        msg = f"{label}: not in the store as a readable wheel: {error}"
+        raise IntegrityError(msg, hint="bundler lock SPEC fetches it again") from None
+
+
+def _on_disk(archive: zipfile.ZipFile) -> Iterator[int]:
+    for info in archive.infolist():
+        yield -(-info.file_size // _BLOCK) * _BLOCK
+
+
+def _check_budget(manifest: Manifest) -> None:
+    budget = manifest.policy.get("max-size")
+    if isinstance(budget, int) and manifest.payload_size > budget:
+        largest = sorted(manifest.files, key=lambda entry: -entry.size)[:3]
+        names = ", ".join(f"{entry.path} {format_size(entry.size)}" for entry in largest)
+        msg = f"the payload has {format_size(manifest.payload_size)}, policy.max-size allows {format_size(budget)}"
+        raise PolicyError(f"{msg}; largest: {names}", hint="raise [policy] max-size, or leave something out")
