@@ -14,6 +14,7 @@ from manifests.canonical import Json
 from manifests.manifest import FileEntry, ModelEntry, Target
 
 SUMS_PATH: Final = "docs/SHA256SUMS"
+_DECIMAL: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:e[-+][0-9]+)?", re.ASCII)
 _VARIABLES: Final = {"hcx": "HCX_MODEL_PATH", "bge-m3": "BGE_M3_MODEL_PATH"}
 
 
@@ -74,9 +75,11 @@ def _model_context(model: ModelEntry) -> Mapping[str, str]:
 
 def _yaml_value(value: Json) -> str:
     # JSON is YAML, and says exactly one thing; a decimal, which the manifest holds as a string, is a number again.
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]+\.[0-9]+(?:e-?[0-9]+)?", value):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and _DECIMAL.fullmatch(value) and value == json.dumps(float(value)):
+        mantissa, _, exponent = value.partition("e")
+        # YAML 1.1 sees a number only where there is a point, and before an exponent a sign.
+        return (mantissa if "." in mantissa else f"{mantissa}.0") + (f"e{exponent}" if exponent else "")
+    return json.dumps(value, ensure_ascii=True)
 
 
 @cache

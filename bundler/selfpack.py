@@ -35,6 +35,8 @@ from runtime.cli import main
 
 sys.exit(main())
 '''
+# A venv is verified both ways, so running it must not leave bytecode there that no wheel brought.
+_NO_BYTECODE: Final = b"import sys; sys.dont_write_bytecode = sys.dont_write_bytecode or sys.pycache_prefix is None\n"
 
 
 def package_files(package: str) -> dict[str, bytes]:
@@ -65,6 +67,7 @@ def runtime_wheel() -> bytes:
     """Return the bytes of the wheel that goes into the release's venv: core, adapters and server."""
     info = f"sealift-{__version__}.dist-info"
     files = dict(_closed_side())
+    files["sealift.pth"] = _NO_BYTECODE
     files[f"{info}/METADATA"] = (
         f"Metadata-Version: 2.1\nName: sealift\nVersion: {__version__}\n"
         "Summary: The closed side of Sealift: verify, install, launch.\nLicense: Apache-2.0\n"

@@ -85,8 +85,8 @@ class Spec:
     requirements: tuple[str, ...] = ()
     models: tuple[ModelSpec, ...] = ()
     apps: tuple[AppSpec, ...] = ()
-    minimum: HostNeeds = HostNeeds()
-    recommended: HostNeeds = HostNeeds()
+    minimum: HostNeeds = field(default_factory=HostNeeds)
+    recommended: HostNeeds = field(default_factory=HostNeeds)
     policy: Mapping[str, Json] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from manifests.errors import HostError, InstallError
+from manifests.files import replace_link
 from manifests.manifest import FileEntry, Manifest
 from runtime.interpreter import Interpreter
 from runtime.layout import Prefix, Release, make_folder
+from runtime.venv_check import write_scripts
 
 _WHEEL_NAME: Final = re.compile(r"wheels/([A-Za-z0-9._]+)-([A-Za-z0-9._!+]+)(?:-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
 _NOT_LETTERS: Final = re.compile(r"[-_.]+")
@@ -55,29 +57,35 @@ def build_venv(prefix: Prefix, release: Release, manifest: Manifest, interpreter
     python = ["--python", str(interpreter.executable), "--no-python-downloads"]
     try:
         _run(prefix, [str(uv), "venv", *common, *python, "--relocatable", "--no-project", str(release.venv)])
+        _remove_activation(release)
         if manifest.of_kind("wheel"):
-            _run(prefix, [str(uv), "pip", "install", *common, *_install_options(release), "-r", str(requirements)])
+            _run(prefix, [str(uv), "pip", "install", *common, *_install_options(prefix, release), "-r", str(requirements)])
     finally:
         requirements.unlink(missing_ok=True)
         uv.unlink(missing_ok=True)
-    for path in _unneeded(release):
-        path.unlink(missing_ok=True)
+        (prefix.var / "run" / "wheels").unlink(missing_ok=True)
+    for name in (".gitignore", ".lock", "CACHEDIR.TAG"):
+        (release.venv / name).unlink(missing_ok=True)
+    write_scripts(release, manifest)
 
 
-def _unneeded(release: Release) -> list[Path]:
-    """Return what uv writes beside the wheels' files and ``pyvenv.cfg``, such as shell scripts to be sourced.
+def _remove_activation(release: Release) -> None:
+    """Remove the shell scripts that uv puts into ``bin``, before wheels bring their own.
 
-    No wheel vouches for these, so a change there could not be found; without them every file of a venv can be checked.
+    No wheel vouches for them, so a change there could not be found; without them every file of a venv can be checked.
     """
-    names = ("activate*", "deactivate.bat", "pydoc.bat")
-    own = [release.venv / name for name in (".gitignore", ".lock", "CACHEDIR.TAG")]
-    return own + [path for name in names for path in release.python.parent.glob(name)]
+    for path in release.python.parent.iterdir():
+        if not path.is_symlink():
+            path.unlink()
 
 
-def _install_options(release: Release) -> list[str]:
+def _install_options(prefix: Prefix, release: Release) -> list[str]:
+    # The same path for every release: uv's cache goes by it, so releases share the unpacked files of equal wheels.
+    wheels = prefix.var / "run" / "wheels"
+    replace_link(wheels, str(release.path / "wheels"))
     return [
         *("--python", str(release.python)),
-        *("--no-index", "--find-links", str(release.path / "wheels")),
+        *("--no-index", "--find-links", str(wheels)),
         *("--no-deps", "--require-hashes", "--no-build", "--link-mode", "hardlink"),
     ]
 

@@ -10,30 +10,41 @@ import csv
 import hashlib
 import io
 import os
+import re
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from manifests.errors import IntegrityError
+from manifests.files import write_atomic
 from manifests.manifest import Manifest
 from manifests.pieces import run_all, thread_count
 from runtime.layout import Release
 
-_VENV_OWN: Final = frozenset(
-    {
-        "pyvenv.cfg",
-        ".gitignore",
-        ".lock",
-        "CACHEDIR.TAG",
-        "lib64",
-    }
+_INSTALLER_OWN: Final = ("INSTALLER", "REQUESTED", "RECORD", "uv_cache.json")
+_CONFIG_KEYS: Final = frozenset(
+    {"home", "implementation", "uv", "version_info", "include-system-site-packages", "relocatable"}
 )
-_INSTALLER_OWN: Final = frozenset({"INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json"})
-_VENV_MODULES: Final = frozenset({"_virtualenv.py", "_virtualenv.pth"})
-_BIN_OWN: Final = frozenset({"python", "python3", "activate", "pydoc.bat", "deactivate.bat"})
+_CONFIG: Final = "pyvenv.cfg"
+_ENTRY_POINT: Final = re.compile(r"([\w.-]+)\s*:\s*([\w.-]+)\s*(?:\[[^]]*\]\s*)?")
+_SHEBANG: Final = """#!/bin/sh
+'''exec' "$(dirname -- "$(realpath -- "$0")")"/'python' "$0" "$@"
+' '''
+"""
+_SCRIPT: Final = """# -*- coding: utf-8 -*-
+import sys
+from {module} import {name}
+if __name__ == "__main__":
+    if sys.argv[0].endswith("-script.pyw"):
+        sys.argv[0] = sys.argv[0][:-11]
+    elif sys.argv[0].endswith(".exe"):
+        sys.argv[0] = sys.argv[0][:-4]
+    sys.exit({function}())
+"""
+"""What uv writes for an entry point with ``--relocatable``; :func:`write_scripts` makes it so whatever uv wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +67,22 @@ def check_venv(release: Release, manifest: Manifest) -> list[str]:
         for item in expected_files(release.path / entry.path, site):
             expected[item.path] = item
     found = set(_walk(release.venv))
-    problems = [f"venv/{path}: missing" for path in sorted(expected.keys() - found)]
-    problems += [
-        f"venv/{path}: no wheel brought it"
-        for path in sorted(found - expected.keys())
-        if not _is_generated(path, site, manifest.target.python)
-    ]
+    links = _expected_links(release, manifest)
+    generated = _generated(expected, site) | links.keys() | {_CONFIG}
+    missing = (expected.keys() | links.keys() | {_CONFIG}) - found
+    problems = [f"venv/{path}: missing" for path in sorted(missing)]
+    problems += [f"venv/{path}: no wheel brought it" for path in sorted(found - expected.keys() - generated)]
+    problems += _link_problems(release, links, found)
+    problems += _config_problems(release) if _CONFIG in found else []
     return problems + _changed(release.venv, [item for item in expected.values() if item.path in found])
+
+
+def write_scripts(release: Release, manifest: Manifest) -> None:
+    """Write the programs below ``bin/`` that installers generate, so that they are what :func:`check_venv` expects."""
+    for entry in manifest.of_kind("wheel"):
+        with zipfile.ZipFile(release.path / entry.path) as archive:
+            for path, content in _generated_scripts(archive).items():
+                write_atomic(release.venv / path, content, mode=0o755)
 
 
 def expected_files(wheel: Path, site: str) -> Iterator[ExpectedFile]:
@@ -79,21 +99,31 @@ def expected_files(wheel: Path, site: str) -> Iterator[ExpectedFile]:
             info = record_name.removesuffix("/RECORD")
             digests = dict(_read_record(archive.read(record_name).decode("utf-8")))
             for name in names:
-                path = _installed_path(name, info, site)
-                scripted = ".data/scripts/" in name and _has_placeholder(archive, name)
-                digest = None if name == record_name or scripted else digests.get(name)
-                yield ExpectedFile(path=path, sha256=digest)
-            if f"{info}/entry_points.txt" in names:
-                text = archive.read(f"{info}/entry_points.txt").decode("utf-8")
-                yield from (ExpectedFile(path=f"bin/{script}", sha256=None) for script in _scripts(text))
+                digest = None if name == record_name else digests.get(name)
+                yield ExpectedFile(path=_installed_path(name, info, site), sha256=digest)
+            for path, content in _generated_scripts(archive).items():
+                yield ExpectedFile(path=path, sha256=hashlib.sha256(content).digest())
     except (zipfile.BadZipFile, StopIteration, KeyError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{wheel}: not a readable wheel: {error}") from error
 
 
-def _has_placeholder(archive: zipfile.ZipFile, name: str) -> bool:
-    """Whether an installer rewrites the script's first line (binary distribution format, section on scripts)."""
-    with archive.open(name) as stream:
-        return stream.read(8) == b"#!python"
+def _generated_scripts(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    """Return what an installer writes into ``bin/`` rather than copies: path in the venv -> content.
+
+    Entry points (packaging's entry points specification), and scripts whose first line is the placeholder ``#!python``
+    (binary distribution format, section on scripts).
+    """
+    scripts: dict[str, bytes] = {}
+    for name in archive.namelist():
+        folder, _, script = name.partition(".data/scripts/")
+        if script and "/" not in folder + script:
+            with archive.open(name) as stream:
+                if stream.read(8) == b"#!python":
+                    rest = archive.read(name).partition(b"\n")[2]
+                    scripts[f"bin/{script}"] = _SHEBANG.encode() + rest
+        elif name.endswith(".dist-info/entry_points.txt") and name.count("/") == 1:
+            scripts |= {f"bin/{script}": text for script, text in _scripts(archive.read(name).decode("utf-8"))}
+    return scripts
 
 
 def _read_record(text: str) -> Iterator[tuple[str, bytes | None]]:
@@ -114,12 +144,16 @@ def _installed_path(name: str, info: str, site: str) -> str:
     return f"{folders[scheme]}/{rest}" if scheme in folders else rest
 
 
-def _scripts(text: str) -> list[str]:
+def _scripts(text: str) -> Iterator[tuple[str, bytes]]:
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign] # the documented way to keep the case
     parser.read_string(text)
-    groups = ("console_scripts", "gui_scripts")
-    return [name for group in groups if parser.has_section(group) for name in parser[group]]
+    for group in ("console_scripts", "gui_scripts"):
+        for name, value in parser[group].items() if parser.has_section(group) else ():
+            if match := _ENTRY_POINT.fullmatch(value):
+                function = match[2]
+                body = _SCRIPT.format(module=match[1], name=function.split(".", 1)[0], function=function)
+                yield name, (_SHEBANG + body).encode("utf-8")
 
 
 def _walk(venv: Path) -> Iterator[str]:
@@ -132,18 +166,41 @@ def _walk(venv: Path) -> Iterator[str]:
                 yield path.relative_to(venv).as_posix()
 
 
-def _is_generated(path: str, site: str, python: str) -> bool:
-    """Whether a file is one that uv writes into every venv, rather than out of a wheel."""
-    parts = path.split("/")
-    if path in _VENV_OWN:
-        return True
-    if parts[0] == "bin" and len(parts) == 2:
-        return parts[1] in _BIN_OWN or parts[1] == f"python{python}" or parts[1].startswith("activate")
-    inside = path.removeprefix(f"{site}/")
-    if inside in _VENV_MODULES:
-        return True
-    folder, _, name = inside.partition("/")
-    return folder.endswith(".dist-info") and name in _INSTALLER_OWN
+def _generated(expected: Collection[str], site: str) -> set[str]:
+    """Return what uv may write beside a wheel's files: its notes in the wheel's own dist-info folder."""
+    folders = {path.rsplit("/", 1)[0] for path in expected if path.endswith(".dist-info/METADATA")}
+    return {f"{folder}/{name}" for folder in folders if folder.startswith(f"{site}/") for name in _INSTALLER_OWN}
+
+
+def _expected_links(release: Release, manifest: Manifest) -> dict[str, str]:
+    """Return the links of the venv and where they point; the interpreter is the one that the receipt names."""
+    links = {"bin/python": release.receipt().python, "lib64": "lib"}
+    return links | {f"bin/{name}": "python" for name in ("python3", f"python{manifest.target.python}")}
+
+
+def _link_problems(release: Release, links: Mapping[str, str], found: Collection[str]) -> Iterator[str]:
+    for name, target in sorted(links.items()):
+        path = release.venv / name
+        if name in found and not path.is_symlink():
+            yield f"venv/{name}: not a link"
+        elif name in found and (path.parent / path.readlink()).resolve() != (path.parent / target).resolve():
+            yield f"venv/{name}: a link to {path.readlink()}, expected {target}"
+
+
+def _config_problems(release: Release) -> Iterator[str]:
+    """Yield what would make the interpreter look for modules elsewhere (``site``, and PEP 405)."""
+    try:
+        lines = (release.venv / _CONFIG).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        yield f"venv/{_CONFIG}: can't be read: {error}"
+        return
+    settings = [(key.strip().lower(), value.strip()) for key, _, value in (line.partition("=") for line in lines)]
+    wanted = {"include-system-site-packages": "false", "home": str(Path(release.receipt().python).parent)}
+    yield from (f"venv/{_CONFIG}: unknown key {key!r}" for key, _ in settings if key not in _CONFIG_KEYS)
+    for key, value in wanted.items():
+        values = [found for name, found in settings if name == key]
+        if values != [value]:
+            yield f"venv/{_CONFIG}: {key} is {', '.join(values) or 'missing'}, expected {value}"
 
 
 def _changed(venv: Path, items: list[ExpectedFile]) -> list[str]:

@@ -154,6 +154,12 @@ def pyenv_python(version: str) -> Path | None:
     return next(iter(found), None) or (Path(on_path) if on_path and "shims" not in on_path else None)
 
 
+def _program(name: str) -> str:
+    path = shutil.which(name)
+    assert path is not None, f"the tests need {name}"
+    return path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """A host without network to run commands on.
@@ -171,8 +177,9 @@ class Host:
 
     def command(self, *words: str | Path) -> list[str]:
         """Return ``words`` wrapped so that there is no network, as the host's user."""
-        switch = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
-        isolation = find_isolation().prefix
+        switch = [_program("setpriv"), f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
+        first, *options = find_isolation().prefix
+        isolation = [_program(first), *options]
         return [*isolation, *self.wrap, *(switch if self.user is not None else []), *map(str, words)]
 
     @property
@@ -227,3 +234,28 @@ def give_to_nobody(folder: Path) -> None:
     """Let the ordinary user of the tests own ``folder``, and reach it."""
     if is_root():
         os.chown(folder, NOBODY, NOBODY)
+
+
+def leftovers(prefix: Path) -> list[str]:
+    """Return what lies below a prefix that is neither a folder, nor a verified blob, nor a lock, nor the settings."""
+    allowed = ("store/sha256/", "var/install.lock", "var/use.lock", "etc/", "var/cache/")
+    paths = (path for path in prefix.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(prefix).as_posix() for path in paths)
+    return sorted(name for name in names if name.endswith(".partial") or not name.startswith(allowed))
+
+
+def flip_bit(path: Path, offset: int) -> None:
+    """Flip one bit of a file in place."""
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes([byte ^ 1]))
+
+
+def copy_of(tar: Path, folder: Path) -> Path:
+    """Return a copy of a bundle that a test may damage; holes stay holes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / tar.name
+    subprocess.run(["cp", "--sparse=always", str(tar), str(target)], check=True)
+    return target

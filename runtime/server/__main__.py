@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _serve(arguments)
     except SealiftError as error:
-        print(error.render(), file=sys.stderr)  # noqa: T201 - the command's boundary
+        print(error.render(), file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -47,7 +47,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
         def announce() -> None:
             names = [config.name for config in configs]
-            print(json.dumps({"event": "ready", "url": url, "models": names}), flush=True)  # noqa: T201 - data
+            print(json.dumps({"event": "ready", "url": url, "models": names}), flush=True)
 
         service = Service(configs, depth=arguments.queue, on_ready=announce, on_failure=fail)
         server = Server(make_app(service, max_body=arguments.max_body), grace=arguments.grace)

@@ -14,8 +14,8 @@ from runtime.adapters.base import JSON, ModelConfig
 def load_models(release: Path) -> list[ModelConfig]:
     """Return what to load from an installed release, in the manifest's order.
 
-    Settings are those of ``config/<name>.yaml`` (``-`` written as ``_``) where the release has that file, else the
-    manifest's.
+    Settings are those of the operator's own ``PREFIX/etc/<name>.yaml`` (``-`` written as ``_``), else of the release's
+    ``config/<name>.yaml``, else the manifest's. One source replaces the next as a whole.
 
     Raises:
         AdapterError: No manifest there, or a settings file that can't be read.
@@ -73,10 +73,16 @@ def read_settings(path: Path, *, model: ModelEntry) -> Mapping[str, JSON]:
 
 
 def _config(release: Path, entry: ModelEntry) -> ModelConfig:
-    rendered = release / "config" / settings_file(entry.name)
-    settings = read_settings(rendered, model=entry) if rendered.is_file() else dict(entry.settings)
+    file = settings_file(entry.name)
+    found = next((path for path in (_etc(release) / file, release / "config" / file) if path.is_file()), None)
+    settings = read_settings(found, model=entry) if found else dict(entry.settings)
     directory = (release / entry.path).absolute()
     return ModelConfig(name=entry.name, adapter=entry.adapter, directory=directory, settings=settings)
+
+
+def _etc(release: Path) -> Path:
+    """Return the operator's folder of the prefix that a release lies in, at ``PREFIX/releases/...``."""
+    return release.resolve().parent.parent / "etc"
 
 
 def _without_path(settings: Mapping[str, JSON], path: Path, model: ModelEntry) -> Mapping[str, JSON]:

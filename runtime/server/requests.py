@@ -9,6 +9,7 @@ from manifests.fields import nearest_hint, type_name
 from runtime.adapters.base import EmbeddingInput, GenerationParams, Message
 
 MAX_INPUTS: Final = 2048
+MAX_PROMPTS: Final = 64
 MAX_STOPS: Final = 16
 _NEUTRAL: Final[Mapping[str, Collection[object]]] = {
     "n": (1,),
@@ -29,6 +30,8 @@ _REASONS: Final[Mapping[str, str]] = {
     "top_logprobs": "token scores are not returned",
     "best_of": "one answer is generated per prompt",
     "n": "one answer is generated per prompt",
+    "frequency_penalty": "not supported; repetition_penalty is",
+    "presence_penalty": "not supported; repetition_penalty is",
     "suffix": "text is only continued, not filled in",
 }
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -186,6 +189,8 @@ def parse_completion(document: Mapping[str, object]) -> CompletionRequest:
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(item, str) for item in prompts):
         body.fail("prompt", "expected a string or a list of strings")
+    if len(prompts) > MAX_PROMPTS:
+        body.fail("prompt", f"{len(prompts)} prompts, at most {MAX_PROMPTS} in one request")
     stream = body.flag("stream", default=False)
     if stream and len(prompts) > 1:
         body.fail("prompt", "a streamed request has one prompt")

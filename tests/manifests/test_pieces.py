@@ -93,7 +93,9 @@ def test_check_reads_at_the_pieces_offset(tmp_path: Path) -> None:
 def test_a_short_source_is_said_so() -> None:
     content = bytes(BUFFER_SIZE + 100)
     (piece,) = pieces_of(make_entry("docs/a", content))
-    got = Transfer(Silent(), threading.Event()).check(piece, read_from(content[:-1]), buffer())
+    progress = Count()
+    got = Transfer(progress, threading.Event()).check(piece, read_from(content[:-1]), buffer())
+    assert progress.done == BUFFER_SIZE, "what came short is neither hashed nor written"
     assert got == f"only {len(content) - 1} of {len(content)} bytes"
 
 

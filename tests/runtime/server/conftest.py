@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,6 +32,10 @@ class ServerProcess:
     lines: "queue.Queue[str]" = field(default_factory=queue.Queue)
     ready: Mapping[str, object] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._read_lines, daemon=True)
+        self.reader.start()
+
     @property
     def url(self) -> str:
         return str(self.ready["url"])
@@ -40,7 +45,15 @@ class ServerProcess:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        code = self.process.wait(timeout=60)
+        self.reader.join(timeout=10)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+    def _read_lines(self) -> None:
+        for line in self.process.stdout or ():
+            self.lines.put(line)
 
 
 def write_release(release: Path, models: Mapping[str, tuple[str, Mapping[str, Json]]]) -> Path:
@@ -77,15 +90,20 @@ def start_server(
             cwd=PROJECT,
             env={**os.environ, "XDG_CACHE_HOME": str(log.parent / "cache"), **(environment or {})},
         )
-    server = ServerProcess(process)
-    threading.Thread(target=_read_lines, args=(server,), daemon=True).start()
-    return server
+    return ServerProcess(process)
 
 
 def run_server(release: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a server that is expected to end by itself."""
     command = [sys.executable, "-m", "runtime.server", "--release", str(release), *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=START_SECONDS, check=False)
+
+
+def events_of(text: str) -> list[Any]:
+    """Return the documents of a finished event stream."""
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +138,3 @@ def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as session:
         yield session
-
-
-def _read_lines(server: ServerProcess) -> None:
-    for line in server.process.stdout or ():
-        server.lines.put(line)

@@ -79,3 +79,16 @@ def test_models_are_chosen_by_name(tmp_path: Path) -> None:
     assert (caught.value.message, caught.value.hint) == ("this release has no model 'lama'", "did you mean 'llama'?")
     with pytest.raises(AdapterError, match=r"^this release has no models to serve$"):
         choose_models([], [])
+
+
+def test_the_operators_own_file_wins(tmp_path: Path) -> None:
+    folder = tmp_path / "releases" / "1.0.0-abc"
+    folder.mkdir(parents=True)
+    release = small_release(folder)
+    for place, text in ((release / "config", "max_length: 32\n"), (tmp_path / "etc", "batch_size: 3\n")):
+        place.mkdir()
+        (place / "bge_m3.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "current").symlink_to(release)
+    assert load_models(tmp_path / "current")[0].settings == {"batch_size": 3}
+    (tmp_path / "etc" / "bge_m3.yaml").unlink()
+    assert load_models(tmp_path / "current")[0].settings == {"max_length": 32}

@@ -2,9 +2,6 @@
 
 import base64
 import json
-import shutil
-import socket
-import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +17,9 @@ from runtime.adapters.base import GenerationParams as Params
 from runtime.adapters.base import Generator, Message, ModelConfig
 from runtime.adapters.bge_m3 import BgeM3Adapter
 from tests.factories_models import CORPUS
-from tests.runtime.server.conftest import ServerProcess, run_server, start_server, write_release
+from tests.runtime.server.conftest import ServerProcess, events_of
 
 pytestmark = pytest.mark.models
-SECRET = "zebra-prompt-4711"
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +49,6 @@ def error_of(response: httpx.Response) -> Mapping[str, object]:
     error: Mapping[str, object] = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
-
-
-def events_of(text: str) -> list[Any]:
-    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def metric(client: httpx.Client, line: str) -> float:
@@ -245,7 +235,7 @@ def test_completions_and_stop(client: httpx.Client) -> None:
         ),
     ],
 )
-def test_errors_have_openais_shape(
+def test_errors_have_openais_shape(  # noqa: PLR0917 - parameters of one table
     client: httpx.Client, path: str, body: dict[str, object], status: int, code: str | None, message: str
 ) -> None:
     response = client.post(path, content=json.dumps(body))
@@ -312,99 +302,3 @@ def test_metrics_count_tokens_and_no_network(client: httpx.Client) -> None:
     assert metric(client, 'sealift_model_ready{model="hcx"}') == 1
     assert metric(client, "sealift_resident_bytes") > 50 << 20
     assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
-
-
-def test_sigterm_drains_and_no_prompt_is_in_the_log(release: Path, tmp_path: Path) -> None:
-    log = tmp_path / "stderr.log"
-    running = start_server(release, log, "--model", "endless", "--model", "hcx", "--log-level", "debug")
-    running.wait_ready()
-    assert running.ready["models"] == ["hcx", "endless"]
-    texts: list[str] = []
-
-    def stream() -> None:
-        body = {"model": "endless", "prompt": SECRET, "stream": True, "max_tokens": 1500}
-        with (
-            httpx.Client(base_url=running.url, trust_env=False, timeout=60) as own,
-            own.stream("POST", "/v1/completions", json=body) as response,
-        ):
-            for text in response.iter_text():
-                texts.append(text)
-                begun.set()
-
-    begun = threading.Event()
-    thread = threading.Thread(target=stream)
-    thread.start()
-    assert begun.wait(30)
-    assert running.stop() == 0
-    thread.join(30)
-    events = events_of("".join(texts))
-    assert events[-1]["choices"][0]["finish_reason"] == "length"
-    written = log.read_text(encoding="utf-8")
-    assert "model endless is loaded" in written
-    assert SECRET not in written
-
-
-def test_a_stream_that_outlasts_the_grace_is_broken_off(release: Path, tmp_path: Path) -> None:
-    running = start_server(release, tmp_path / "stderr.log", "--model", "endless", "--grace", "1")
-    running.wait_ready()
-    with (
-        httpx.Client(base_url=running.url, trust_env=False, timeout=60) as own,
-        own.stream("POST", "/v1/completions", json={"model": "endless", "prompt": "a", "stream": True}) as response,
-    ):
-        next(response.iter_text())
-        started = time.monotonic()
-        assert running.stop() == 0
-        assert time.monotonic() - started < 15
-
-
-def test_not_ready_while_loading(release: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    running = start_server(release, tmp_path / "stderr.log", "--port", str(port))
-    seen: set[tuple[int, int]] = set()
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as own:
-        while running.lines.empty() and running.process.poll() is None:
-            try:
-                seen.add((own.get("/health").status_code, own.get("/ready").status_code))
-            except httpx.TransportError:
-                time.sleep(0.02)
-        running.wait_ready()
-        assert own.get("/ready").status_code == 200
-    assert (200, 503) in seen
-    assert running.stop() == 0
-
-
-def test_a_taken_port_is_exit_9_before_models_load(release: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        started = time.monotonic()
-        done = run_server(release, "--port", str(port))
-        elapsed = time.monotonic() - started
-    assert done.returncode == 9
-    expected = (
-        f"error: can't listen on 127.0.0.1 port {port}: Address already in use\nhint: choose another with --port\n"
-    )
-    assert done.stderr == expected
-    assert done.stdout == ""
-    assert elapsed < 3  # torch alone takes longer to import and load
-
-
-def test_an_unknown_model_is_a_usage_error(release: Path) -> None:
-    done = run_server(release, "--port", "0", "--model", "lama")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: this release has no model 'lama'\nhint: did you mean 'llama'?\n",
-    )
-
-
-def test_a_model_that_cannot_load_ends_the_server(release: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "release"
-    shutil.copytree(release / "models" / "hcx", broken / "models" / "hcx")
-    write_release(broken, {"hcx": ("hcx", {"top_k": 5})})
-    done = run_server(broken, "--port", "0")
-    assert done.returncode == 9
-    assert (
-        "error: model 'hcx': settings: top_k: adapter 'hcx' has no such setting\nhint: did you mean 'top_p'?"
-        in done.stderr
-    )
-    assert done.stdout == ""

@@ -1,0 +1,236 @@
+"""Verifying a bundle on its medium, and an installed release: what each depth finds, whose trust it was."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.factories import make_bundle, make_key, unpack_bundle
+from tests.factories_closed import (
+    BIG_PATH,
+    BIG_SIZE,
+    ClosedBundle,
+    Host,
+    copy_of,
+    flip_bit,
+    make_closed_bundle,
+)
+
+CONFIG = "docs/INSTALL.md"
+
+
+@pytest.fixture
+def prefix(installed: Path, tmp_path: Path) -> Path:
+    """A copy of the prefix, hard links and times kept, that a test may change."""
+    subprocess.run(["cp", "-a", str(installed), str(tmp_path / "prefix")], check=True)
+    return tmp_path / "prefix"
+
+
+def verify(host: Host, bundle: ClosedBundle, prefix: Path, *options: str | Path) -> tuple[int, dict[str, list[str]]]:
+    """Return the exit code, and the problems of each section."""
+    done = host.runtime(bundle.pyz, "verify", "--prefix", prefix, "--json", *options)
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout)
+    assert report["exit_code"] == done.returncode
+    return done.returncode, {section["name"]: section["problems"] for section in report["sections"]}
+
+
+def test_a_good_release(installed: Path, first: ClosedBundle, host: Host) -> None:
+    done = host.runtime(first.pyz, "verify", "--prefix", installed, "--trust", first.trust)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    name = os.readlink(installed / "current").split("/")[1]
+    assert lines[0] == f"{name}: good, trust from {first.trust}"
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["ok", "signature"],
+        ["ok", "files"],
+        ["ok", "venv"],
+        ["ok", "host"],
+    ], "no models, so nobody asks any"
+    assert lines[2].split("files", 1)[1].strip().startswith(f"{len(first.manifest.files)} files, by digest")
+
+
+def test_without_trust_the_report_says_whose_it_was(installed: Path, first: ClosedBundle, host: Host) -> None:
+    report = json.loads(host.runtime(first.pyz, "verify", "--prefix", installed, "--json").stdout)
+    assert report["trust"] == "the prefix itself (no --trust was given)"
+    assert report["digest"].startswith(report["release"].split("-")[1])
+
+
+def test_quick_asks_neither_digests_nor_the_venv(installed: Path, first: ClosedBundle, host: Host) -> None:
+    code, sections = verify(host, first, installed, "--quick")
+    assert (code, sections) == (0, {"signature": [], "files": [], "host": []})
+
+
+def change_content(path: Path) -> None:
+    """Flip a bit and put everything but the change time back, as a rotten disk would."""
+    status = path.stat()
+    path.chmod(0o644)
+    flip_bit(path, 3)
+    path.chmod(status.st_mode)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def append(path: Path) -> None:
+    path.chmod(0o644)
+    with path.open("ab") as stream:
+        stream.write(b"x")
+    path.chmod(0o444)
+
+
+def to_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "quick", "normal"),
+    [
+        (change_content, [], ["expected sha256"]),
+        (append, ["bytes, expected", "size, time or inode changed"], ["bytes, expected"]),
+        (Path.unlink, ["missing"], ["missing"]),
+        (lambda path: path.chmod(0o644), ["mode 0644, expected 0444"], ["mode 0644, expected 0444"]),
+        (
+            lambda path: (path.parent / "more").write_bytes(b""),
+            ["docs/more: not in the manifest"],
+            ["docs/more: not in the manifest"],
+        ),
+    ],
+)
+def test_what_each_depth_finds(
+    prefix: Path,
+    first: ClosedBundle,
+    host: Host,
+    change: Callable[[Path], None],
+    quick: list[str],
+    normal: list[str],
+) -> None:
+    if change is not change_content:  # a rotten disk keeps the inode, everything else makes a file of its own
+        path = prefix / "current" / CONFIG
+        shutil.copy2(path, path.with_name("copy"))
+        path.with_name("copy").replace(path)
+        _, sections = verify(host, first, prefix, "--quick")
+        quick_before = sections["files"]
+        assert quick_before == [f"{CONFIG}: size, time or inode changed since the install"]
+    change(prefix / "current" / CONFIG)
+    for options, expected in ((["--quick"], quick), ([], normal)):
+        code, sections = verify(host, first, prefix, *options)
+        found = [problem for problem in sections["files"] if "inode" not in problem or problem not in quick_before]
+        assert len(found) == len([text for text in expected if "inode" not in text]), sections
+        assert all(any(text in problem for problem in sections["files"]) for text in expected)
+        assert code == (5 if sections["files"] else 0)
+
+
+def test_a_file_replaced_by_a_link_is_found(prefix: Path, first: ClosedBundle, host: Host) -> None:
+    to_link(prefix / "current" / CONFIG)
+    code, sections = verify(host, first, prefix)
+    assert code == 5
+    assert "docs/elsewhere: not in the manifest" in sections["files"]
+    assert any(problem.startswith(f"{CONFIG}: expected sha256") for problem in sections["files"])
+    assert any("is a link or not a regular file" in problem for problem in sections["files"])
+
+
+def test_a_stranger_s_trust_is_not_enough(tmp_path: Path, installed: Path, first: ClosedBundle, host: Host) -> None:
+    stranger = make_key(tmp_path / "stranger")
+    code, sections = verify(host, first, installed, "--trust", stranger.allowed_signers)
+    assert code == 4
+    assert sections["files"] == sections["venv"] == sections["host"] == []
+    assert "is not among the allowed signers" in sections["signature"][0]
+
+
+def test_the_gravest_finding_decides(tmp_path: Path, prefix: Path, first: ClosedBundle, host: Host) -> None:
+    change_content(prefix / "current" / CONFIG)
+    stranger = make_key(tmp_path / "stranger")
+    code, sections = verify(host, first, prefix, "--trust", stranger.allowed_signers)
+    assert code == 4
+    assert sections["files"], "every section ran"
+
+
+def test_a_venv_that_was_changed(prefix: Path, first: ClosedBundle, host: Host) -> None:
+    module = next((prefix / "current/venv/lib").glob("python3*/site-packages/six.py"))
+    append(module)
+    code, sections = verify(host, first, prefix)
+    assert code == 5
+    assert sections["venv"] == [f"venv/{module.relative_to((prefix / 'current/venv'))}: content changed"]
+
+
+def test_a_changed_manifest_is_named(prefix: Path, first: ClosedBundle, host: Host) -> None:
+    (prefix / "current/manifest.json").chmod(0o644)
+    flip_bit((prefix / "current/manifest.json").resolve(), 700)
+    done = host.runtime(first.pyz, "verify", "--prefix", prefix)
+    assert done.returncode == 5
+    assert "manifest.json: does not have the digest that the release is named by" in done.stderr
+
+
+def test_deep_reads_whole_files_too(tmp_path: Path, chunked: ClosedBundle, host: Host) -> None:
+    done = host.runtime(chunked.pyz, "verify", chunked.tar, "--trust", chunked.trust, "--deep", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["bundle"] == chunked.manifest.stem
+    assert report["files"] == len(chunked.manifest.files)
+    assert report["size"] == chunked.manifest.payload_size > BIG_SIZE
+    assert report["signers"][0].startswith("release@example.com SHA256:")
+
+
+def test_a_wrong_whole_file_digest_is_found_by_deep_alone(
+    tmp_path: Path, chunked: ClosedBundle, host: Host, closed_key: object
+) -> None:
+    from dataclasses import replace  # noqa: PLC0415 # this test alone rewrites an entry
+
+    from tests.factories import Key, sign_slot, write_bundle  # noqa: PLC0415 # as above
+
+    assert isinstance(closed_key, Key)
+    files = {BIG_PATH: BIG_SIZE}
+    good = make_bundle(tmp_path, files, key=closed_key)
+    entry = next(entry for entry in chunked.manifest.files if entry.path == BIG_PATH)
+    manifest = replace(chunked.manifest, files=(replace(entry, sha256="0" * 64),))
+    write_bundle(good, manifest, files, sign_slot(manifest.encode(), closed_key))
+    assert host.runtime(chunked.pyz, "verify", good, "--trust", chunked.trust).returncode == 0
+    deep = host.runtime(chunked.pyz, "verify", good, "--trust", chunked.trust, "--deep")
+    assert deep.returncode == 5
+    assert f"{BIG_PATH}: expected sha256 {'0' * 64}, got {entry.sha256} for the whole file" in deep.stderr
+
+
+def test_a_bundle_as_a_folder(tmp_path: Path, first: ClosedBundle, host: Host) -> None:
+    folder = unpack_bundle(first.tar, tmp_path / "unpacked")
+    assert host.runtime(first.pyz, "verify", folder, "--trust", first.trust).returncode == 0
+    (folder / "docs/extra").write_bytes(b"")
+    done = host.runtime(first.pyz, "verify", folder, "--trust", first.trust)
+    assert (done.returncode, "docs/extra: not in the manifest" in done.stderr) == (5, True)
+
+
+def test_a_bundle_s_damage_is_listed_completely(tmp_path: Path, first: ClosedBundle, host: Host) -> None:
+    tar = copy_of(first.tar, tmp_path / "copy")
+    size = tar.stat().st_size
+    flip_bit(tar, size - 1024 - 600)  # the last file's content
+    flip_bit(tar, size // 2)
+    done = host.runtime(first.pyz, "verify", tar, "--trust", first.trust)
+    assert done.returncode == 5
+    assert f"error: {tar}: 2 problems:\n  " in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["BUNDLE", "--prefix", "DIR"]])
+def test_verify_wants_one_thing(words: list[str], first: ClosedBundle, host: Host) -> None:
+    done = host.runtime(first.pyz, "verify", *words)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: verify takes a BUNDLE or --prefix DIR, one of the two\nhint: runtime verify --help\n"
+    )
+
+
+def test_a_bundle_is_not_trusted_by_itself(first: ClosedBundle, host: Host) -> None:
+    done = host.runtime(first.pyz, "verify", first.tar)
+    assert done.returncode == 2
+    assert "error: verify BUNDLE needs --trust ALLOWED_SIGNERS" in done.stderr
+
+
+def test_make_closed_bundle_is_deterministic(tmp_path: Path, closed_key: object, first: ClosedBundle) -> None:
+    from tests.factories import Key  # noqa: PLC0415 # only for the type of the fixture
+
+    assert isinstance(closed_key, Key)
+    again = make_closed_bundle(tmp_path, closed_key, "six")
+    assert again.tar.read_bytes() == first.tar.read_bytes()
+    assert again.kit_digest == first.kit_digest
