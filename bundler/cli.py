@@ -79,6 +79,78 @@ def check(spec: Path, *, as_json: bool) -> None:
     _print(document, f"{spec}: good ({loaded.name} {loaded.version} for {loaded.target.label})", as_json=as_json)
 
 
+@command("lock")
+@click.argument("spec", type=_PATH)
+@click.option("--upgrade", is_flag=True, help="Take the newest versions instead of keeping the lock's.")
+@_json
+def lock(spec: Path, *, upgrade: bool, as_json: bool) -> None:
+    """Resolve SPEC for its target, have every byte in the store, and write the lock beside it."""
+    from bundler.lock import write_lock
+    from bundler.spec import load_spec
+
+    loaded = load_spec(spec)
+    made = _make_lock(loaded, upgrade=upgrade)
+    write_lock(loaded.lock_path, made)
+    size = sum(file.size for file in made.all_files())
+    document = {"lock": str(loaded.lock_path), "wheels": len(made.wheels), "models": len(made.models), "size": size}
+    text = f"{loaded.lock_path}: {len(made.wheels)} wheels, {len(made.models)} models, {_size(size)}"
+    _print(document, text, as_json=as_json)
+
+
+@command("build")
+@click.argument("spec", type=_PATH)
+@click.option("--output", type=_PATH, required=True, metavar="DIR", help="Where bundle and kit are written.")
+@click.option("--key", type=_PATH, metavar="FILE", help="OpenSSH Ed25519 private key to sign with.")
+@click.option("--unsigned", is_flag=True, help="Leave the slot empty, to be signed later.")
+@click.option(
+    "--identity", metavar="WHO", help="Who signs, as in the kit's allowed_signers. [default: KEY.pub's comment]"
+)
+@click.option("--no-rehearsal", is_flag=True, help="Don't install and ask the bundle before it is signed.")
+@_json
+def build(
+    spec: Path,
+    output: Path,
+    key: Path | None,
+    identity: str | None,
+    *,
+    unsigned: bool,
+    no_rehearsal: bool,
+    as_json: bool,
+) -> None:
+    """Build the bundle of SPEC and its kit; locks first where there is no lock yet."""
+    from bundler.build import BuildOptions, build_bundle
+    from bundler.lock import load_lock, write_lock
+    from bundler.spec import load_spec
+    from bundler.store import Store
+    from manifests.errors import UsageError
+
+    if (key is None) != unsigned:
+        raise UsageError("build takes --key FILE or --unsigned, one of the two", hint="bundler keygen makes a key")
+    loaded = load_spec(spec)
+    signer = _load_signer(key) if key is not None else None
+    if not loaded.lock_path.exists():
+        write_lock(loaded.lock_path, _make_lock(loaded, upgrade=False))
+    options = BuildOptions(
+        output=output, signer=signer, identity=identity or _identity_of(key), rehearse=not no_rehearsal
+    )
+    locked = load_lock(loaded.lock_path)
+    built = build_bundle(loaded, locked, Store(), options, progress=_progress("pack"), report=_step)
+    document = {
+        "bundle": str(built.bundle),
+        "kit": str(built.kit),
+        "digest": built.digest,
+        "kit_digest": built.kit_digest,
+        "size": built.size,
+    }
+    lines = [
+        f"{built.bundle}  {_size(built.size)}",
+        f"{built.kit}  its digest, for the telephone: {built.kit_digest}",
+        f"manifest digest {built.digest}",
+        *([] if signer else ["not signed yet: bundler sign BUNDLE --key FILE"]),
+    ]
+    _print(document, "\n".join(lines), as_json=as_json)
+
+
 @command("keygen")
 @click.argument("path", type=_PATH)
 @click.option("--identity", required=True, metavar="WHO", help="Who signs, such as release@example.com.")
@@ -138,6 +210,65 @@ def inspect(bundle: Path, *, as_json: bool) -> None:
 
     document = inspect_bundle(bundle)
     _print(document, "\n".join(summary_lines(document)), as_json=as_json)
+
+
+@command("quickstart")
+@click.option("--directory", type=_PATH, default=Path("quickstart-demo"), show_default=True, metavar="DIR")
+def quickstart(directory: Path) -> None:
+    """Do the whole story on a small real bundle, with throw-away keys, in DIR."""
+    from bundler.quickstart import run_quickstart
+    from bundler.resolver import UvResolver
+
+    run_quickstart(
+        directory,
+        resolver=UvResolver(config=_pip_config()),
+        config=_pip_config(),
+        progress=_progress("pack"),
+        say=click.echo,
+    )
+
+
+def _make_lock(spec: Any, *, upgrade: bool) -> Any:  # noqa: ANN401 # a Spec in, a Lock out; both imported late
+    from bundler.lock import load_lock
+    from bundler.relock import lock_spec
+    from bundler.resolver import UvResolver
+    from bundler.store import Store
+
+    previous = load_lock(spec.lock_path) if spec.lock_path.exists() and not upgrade else None
+    resolver = UvResolver(config=_pip_config())
+    return lock_spec(spec, Store(), resolver, _pip_config(), previous=previous, report=_step)
+
+
+def _pip_config() -> Any:  # noqa: ANN401 # a PipConfig, imported late
+    from bundler.pipconfig import load_pip_config
+
+    return load_pip_config()
+
+
+def _identity_of(key: Path | None) -> str:
+    """Return the comment of KEY.pub, which keygen writes; the name that the kit's allowed_signers gives the signer."""
+    if key is not None:
+        public = key.with_name(f"{key.name}.pub")
+        fields = public.read_text(encoding="utf-8").split(None, 2) if public.is_file() else []
+        if len(fields) == 3 and " " not in fields[2].strip():
+            return fields[2].strip()
+    return "builder"
+
+
+def _progress(label: str) -> Callable[[int], Any]:
+    from manifests.progress import ProgressBar
+
+    return lambda total: ProgressBar(label, total, sys.stderr)
+
+
+def _size(count: int) -> str:
+    from manifests.progress import format_size
+
+    return format_size(count)
+
+
+def _step(text: str) -> None:
+    _say(f"... {text}")
 
 
 def _load_signer(path: Path) -> Any:  # noqa: ANN401 # bundler.keys.Signer, imported late

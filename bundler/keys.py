@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    SSHPrivateKeyTypes,
     load_ssh_private_key,
 )
 
@@ -102,15 +104,24 @@ def _load(path: Path, data: bytes, ask_passphrase: Callable[[], str] | None) -> 
     except ValueError as error:
         raise TrustError(f"{path}: not an OpenSSH private key: {error}") from None
     except TypeError:  # cryptography's way to say that it is encrypted
-        if ask_passphrase is None:
-            raise TrustError(f"{path}: is protected by a passphrase") from None
-        try:
-            private = load_ssh_private_key(data, ask_passphrase().encode())
-        except ValueError:
-            raise TrustError(f"{path}: wrong passphrase") from None
+        private = _decrypt(path, data, ask_passphrase)
+    except UnsupportedAlgorithm as error:
+        raise TrustError(f"{path}: not an Ed25519 key: {error}", hint="for a hardware key: --key agent:ID") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise TrustError(f"{path}: not an Ed25519 key", hint="make one: bundler keygen PATH --identity WHO")
     return private
+
+
+def _decrypt(path: Path, data: bytes, ask_passphrase: Callable[[], str] | None) -> SSHPrivateKeyTypes:
+    if ask_passphrase is None:
+        raise TrustError(f"{path}: is protected by a passphrase")
+    try:
+        return load_ssh_private_key(data, ask_passphrase().encode())
+    except ValueError:
+        raise TrustError(f"{path}: wrong passphrase") from None
+    except UnsupportedAlgorithm as error:  # bcrypt, the key derivation of OpenSSH, is a package of its own
+        msg = f"{path}: is protected by a passphrase in a way that can't be undone here: {error}"
+        raise TrustError(msg, hint="pip install bcrypt") from None
 
 
 def _signer(private: Ed25519PrivateKey) -> Signer:

@@ -24,8 +24,9 @@ _KEYS: Final = (
 class LockedFile:
     """One file of the bundle.
 
-    ``origin`` is a package URL; ``source`` says how it was had (``index``, ``find-links``, ``folder``, ``wheel`` or
-    ``converted``); ``origin_sha256`` is the digest of what it was made from, where it was made.
+    ``origin`` is a package URL; ``source`` says how it was had, without passwords and paths of this machine:
+    ``index URL``, ``local FILE`` (find-links, or an index in a folder), ``folder``, ``wheel`` or ``converted``;
+    ``origin_sha256`` is the digest of what it was made from, where it was made.
     """
 
     path: str

@@ -68,6 +68,7 @@ def write_bundle(
         damaged = _copy(descriptor, layout, source, progress, threads or thread_count())
         if damaged:
             raise IntegrityError(list_problems("what was locked is not what is there", [str(item) for item in damaged]))
+        os.fsync(descriptor)  # it may lie on a disk that is pulled out next
     except BaseException as error:
         with contextlib.suppress(OSError):
             path.unlink()

@@ -8,14 +8,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from bundler.sandbox import Isolation
+from bundler.keys import load_signer, write_key
+from bundler.lock import Lock, load_lock, write_lock
+from bundler.pipconfig import PipConfig
+from bundler.relock import lock_spec
+from bundler.resolver import Resolver
+from bundler.sandbox import Isolation, find_isolation
+from bundler.selfpack import self_digests
+from bundler.spec import Spec, load_spec
+from bundler.store import Store
+from bundler.summary import inspect_bundle
 from manifests.errors import SealiftError
-from manifests.progress import format_duration
+from manifests.files import disk_error, write_atomic
+from manifests.pieces import Progress
+from manifests.progress import format_duration, format_size
+
+IDENTITY: Final = "quickstart@example.com"
 
 QUESTIONS: Final[Mapping[str, Any]] = {
     "embedding": {
@@ -117,6 +131,88 @@ def _free_port() -> int:
     return port
 
 
+def run_quickstart(
+    folder: Path,
+    *,
+    resolver: Resolver,
+    config: PipConfig,
+    progress: Callable[[int], AbstractContextManager[Progress]],
+    say: Callable[[str], None],
+) -> None:
+    """Do everything that Sealift is for, in ``folder``, and say what happens, a line a step.
+
+    Raises:
+        SealiftError: The step that failed, with its own exit code.
+    """
+    # The builder imports this module for the rehearsal, so what needs the builder is imported here.
+    from bundler.build import BuildOptions, build_bundle  # noqa: PLC0415
+
+    clock, store, start = StepClock(say), Store(), time.monotonic()
+    say(f"Sealift quickstart in {folder.absolute()}")
+    spec_path, key = _write_inputs(folder, clock)
+    spec = load_spec(spec_path)
+    with clock.step("lock") as detail:
+        previous = load_lock(spec.lock_path) if spec.lock_path.exists() else None
+        if previous is None or not lock_is_current(previous, spec, store):
+            previous = lock_spec(spec, store, resolver, config, previous=previous)
+            write_lock(spec.lock_path, previous)
+        size = sum(file.size for file in previous.all_files())
+        detail.append(f"{len(previous.wheels)} wheels, {len(previous.models)} models, {format_size(size)}")
+    with clock.step("build and sign") as detail:
+        # The closed side's part below is a rehearsal with the real key, so none is needed here.
+        options = BuildOptions(output=folder / "out", signer=load_signer(key), identity=IDENTITY, rehearse=False)
+        built = build_bundle(spec, previous, store, options, progress=progress, report=lambda _: None)
+        detail.append(f"{built.bundle.name}, {format_size(built.size)}")
+    with clock.step("inspect") as detail:
+        document = inspect_bundle(built.bundle)
+        detail.append(f"manifest digest {document['digest']}")
+    isolation = find_isolation()
+    say(f"  closed side: {isolation.name}")
+    scene = Scene(folder=folder, bundle=built.bundle, kit=built.kit)
+    fresh_folder(scene.folder / "closed")
+
+    def tell(event: Mapping[str, Any]) -> None:
+        if event["event"] == "done":
+            clock.line(event["step"], float(event["seconds"]), event["text"])
+
+    play_closed_side(scene, QUESTIONS, tell, isolation)
+    say(f"done in {format_duration(time.monotonic() - start)}\n")
+    for line in _closing_words(scene):
+        say(line)
+
+
+def _write_inputs(folder: Path, clock: "StepClock") -> tuple[Path, Path]:
+    """Write spec and throw-away key, unless they are there from an earlier run."""
+    spec, key = folder / "quickstart.toml", folder / "keys" / "release"
+    text = resources.files("manifests").joinpath("bundles", "quickstart.toml").read_text(encoding="utf-8")
+    with clock.step("spec and key") as detail:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, f"create {folder}") from error
+        write_atomic(spec, text.encode())
+        signer = load_signer(key) if key.exists() else write_key(key, IDENTITY)
+        detail.append(f"{spec.name}, throw-away key {signer.key.fingerprint}")
+    return spec, key
+
+
+def lock_is_current(lock: Lock, spec: Spec, store: Store) -> bool:
+    """Whether a lock fits the spec and this Sealift, and the store still has all of it."""
+    same = lock.spec_digest == spec.digest and dict(lock.sealift) == dict(self_digests())
+    return same and all(file.sha256 in store for file in lock.all_files())
+
+
+def _closing_words(scene: Scene) -> Iterator[str]:
+    runtime = f"python3 -I -S {scene.kit / 'runtime.pyz'}"
+    yield f"bundle   {scene.bundle}"
+    yield f"kit      {scene.kit}"
+    yield f"prefix   {scene.prefix}"
+    yield "try next:"
+    yield f"  {runtime} status --prefix {scene.prefix}"
+    yield f"  {runtime} launch --prefix {scene.prefix} --port 8000"
+    yield f"  ssh-keygen -l -f {scene.folder / 'keys' / 'release.pub'}"
+
+
 def fresh_folder(path: Path) -> None:
     """Remove what an earlier run left of the closed side, so that every run installs anew."""
     if path.exists():
@@ -124,7 +220,7 @@ def fresh_folder(path: Path) -> None:
 
 
 class StepClock:
-    """Prints nothing; measures steps and hands lines to whoever prints."""
+    """Measures steps and hands a line for each to whoever prints."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

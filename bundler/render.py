@@ -15,6 +15,7 @@ from manifests.manifest import FileEntry, ModelEntry, Target
 
 SUMS_PATH: Final = "docs/SHA256SUMS"
 _DECIMAL: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:e[-+][0-9]+)?", re.ASCII)
+_NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # breaks a line, or may not stand in YAML
 _VARIABLES: Final = {"hcx": "HCX_MODEL_PATH", "bge-m3": "BGE_M3_MODEL_PATH"}
 
 
@@ -79,7 +80,7 @@ def _yaml_value(value: Json) -> str:
         mantissa, _, exponent = value.partition("e")
         # YAML 1.1 sees a number only where there is a point, and before an exponent a sign.
         return (mantissa if "." in mantissa else f"{mantissa}.0") + (f"e{exponent}" if exponent else "")
-    return json.dumps(value, ensure_ascii=True)
+    return _NOT_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 @cache

@@ -1,68 +1,78 @@
-"""Resolving requirements for the target: which version of what, and which one wheel of each."""
+"""Resolution: from requirements to one wheel per package, for the target and not for this host.
+
+The resolver is uv (``uv pip compile``), behind a Protocol, so that another can give a second opinion.
+"""
 
 import re
-import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urlsplit
 
-import uv
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
-from packaging.version import Version
+from packaging.utils import canonicalize_name
+from uv import find_uv_bin
 
-from bundler.pipconfig import PipConfig, redact
-from bundler.tags import MACOS, target_tags
+from bundler.accelerator import check_closure, cpu_constraints, torch_backend
+from bundler.pipconfig import PipConfig
+from bundler.process import Finished, run_program
+from bundler.wheeltags import MACOS_VERSION, best_wheel
 from manifests.errors import SourceError
 from manifests.manifest import Target
 
-_TORCH_FAMILY: Final = frozenset({"torch", "torchvision", "torchaudio"})
-_CUDA_NAMES: Final = re.compile(r"nvidia-.*|cuda-.*|triton|pytorch-triton.*|cupy.*")
-_UNREACHABLE: Final = re.compile(
-    r"error sending request|dns error|failed to fetch|could not connect|connection refused|timed out|tls", re.IGNORECASE
-)
+_PYTORCH_PATH: Final = "/whl/"  # of PyTorch's own indexes, which uv asks for a torch backend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """One package of a closure and the wheel that was chosen for it.
+    """One package of a resolution, and the one wheel of it that the target likes best.
 
-    ``size`` is in bytes, 0 where the index doesn't say; ``local`` means find-links rather than an index.
+    ``url`` is where the resolver found it, https: or file:. ``sha256`` is the index's own number for the wheel,
+    ``size`` its bytes, 0 where the index doesn't say.
     """
 
     name: str
     version: str
     filename: str
+    url: str
     sha256: str
     size: int = 0
-    local: bool = False
+
+    @property
+    def purl(self) -> str:
+        """The package url, with a local version's plus escaped."""
+        return f"pkg:pypi/{self.name}@{self.version.replace('+', '%2B')}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it comes from a folder of this machine."""
+        return urlsplit(self.url).scheme == "file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """A closure for one target, by name, and who resolved it."""
+    """Pins sorted by name, and what found them, such as ``uv 0.13.9``."""
 
     pins: tuple[Pin, ...]
     resolver: str
 
 
 class Resolver(Protocol):
-    """The seam to the package indexes."""
+    """Finds the closure of requirements."""
 
     def resolve(self, requirements: Sequence[str], target: Target, keep: Mapping[str, str]) -> Resolution:
-        """Return the closure of ``requirements`` for ``target``.
+        """Return the closure.
 
         Args:
-            requirements: PEP 508 requirements.
-            target: What the wheels must run on; the accelerator decides where torch comes from.
-            keep: Versions to keep where they still satisfy: name -> version.
+            requirements: PEP 508.
+            target: What the wheels must fit; the accelerator decides where torch comes from.
+            keep: Name -> version to keep where it still satisfies everything.
 
         Raises:
-            SourceError: A requirement doesn't exist, has no wheel for the target, or an index can't be reached.
+            SourceError: A package or a wheel for the target doesn't exist, or an index can't be reached.
         """
 
 
@@ -73,168 +83,112 @@ class UvResolver:
     config: PipConfig
 
     def resolve(self, requirements: Sequence[str], target: Target, keep: Mapping[str, str]) -> Resolution:
-        cpu_linux = target.accelerator == "cpu" and "manylinux" in target.platform
-        constraints = [f"{name}=={version}" for name, version in keep.items()]
-        found = self._local_torch(requirements, target) if cpu_linux else None
-        if found is not None:
-            constraints = [line for line in constraints if not line.startswith("torch==")] + [f"torch=={found}"]
-        try:
-            packages = self._compile(requirements, target, constraints, torch_backend=cpu_linux and found is None)
-        except SourceError:
-            if not keep:
-                raise
-            return self.resolve(requirements, target, {})  # what was kept no longer fits
-        pins = tuple(_choose(package, target) for package in packages)
-        if target.accelerator == "cpu":
-            _refuse_cuda(pins, target)
-        return Resolution(pins=pins, resolver=f"uv {_uv_version()}")
+        """Return the closure; see :class:`Resolver`."""
+        with tempfile.TemporaryDirectory(prefix="sealift-") as name:
+            folder = Path(name)
+            (folder / "requirements.in").write_text("".join(f"{item}\n" for item in requirements), encoding="utf-8")
+            _write_preferences(folder / "pylock.toml", keep)
+            self._compile(folder, target, cpu_constraints(requirements, target, self.config.folders))
+            pins = tuple(_read_pins((folder / "pylock.toml").read_text(encoding="utf-8"), target))
+        check_closure([pin.name for pin in pins], target)
+        return Resolution(pins=pins, resolver=f"uv {version('uv')}")
 
-    def _local_torch(self, requirements: Sequence[str], target: Target) -> str | None:
-        """Return the best CPU torch of the user's find-links that fits target and requirements, as a version."""
-        specifiers = [
-            parsed.specifier
-            for text in requirements
-            if canonicalize_name((parsed := Requirement(text)).name) == "torch"
+    def _compile(self, folder: Path, target: Target, constraints: tuple[str, ...]) -> None:
+        """Try the user's own CPU wheels of torch first, then PyTorch's index."""
+        if constraints:
+            path = folder / "constraints.txt"
+            path.write_text("".join(f"{item}\n" for item in constraints), encoding="utf-8")
+            done = self._run(folder, target, ("--constraints", str(path)))
+            if done.status == 0:
+                return
+            if "torch" not in done.errors:
+                raise self._error(done, target)
+        backend = torch_backend(target)
+        done = self._run(folder, target, ("--torch-backend", backend) if backend else ())
+        if done.status != 0:
+            raise self._error(done, target)
+
+    def _run(self, folder: Path, target: Target, flags: tuple[str, ...]) -> Finished:
+        platform = target.platform
+        command: list[str | Path] = [
+            *(find_uv_bin(), "pip", "compile", "--no-config", "--quiet", "--no-header", "--format", "pylock.toml"),
+            *("--python-platform", platform, "--python-version", target.python, "--only-binary", ":all:"),
+            *self.config.uv_flags,
+            *flags,
+            *("requirements.in", "--output-file", "pylock.toml"),
         ]
-        tags = target_tags(target)
-        versions = [
-            version
-            for name, version, wheel_tags in _local_wheels(self.config.find_links)
-            if name == "torch"
-            and (version.local or "").startswith("cpu")
-            and any(tag in tags for tag in wheel_tags)
-            and all(specifier.contains(version, prereleases=True) for specifier in specifiers)
-        ]
-        return str(max(versions)) if versions else None
+        env = self.config.uv_environment
+        if platform.endswith("apple-darwin"):
+            env["MACOSX_DEPLOYMENT_TARGET"] = ".".join(map(str, MACOS_VERSION))
+        return run_program(command, env=env, cwd=folder)
 
-    def _compile(
-        self, requirements: Sequence[str], target: Target, constraints: Sequence[str], *, torch_backend: bool
-    ) -> list[Mapping[str, Any]]:
-        """Run uv; where torch could only come from a CUDA index, ask again with PyTorch's own CPU index."""
-        packages = self._run(requirements, target, constraints, backend=None)
-        names = {package["name"] for package in packages}
-        if not (torch_backend and names & _TORCH_FAMILY):
-            return packages
-        try:
-            return self._run(requirements, target, constraints, backend="cpu")
-        except SourceError as error:
-            msg = (
-                "accelerator cpu: the user's find-links hold no CPU wheel of torch for "
-                f"{target.label}, and PyTorch's own CPU index could not serve one: {error.message}"
-            )
-            raise SourceError(
-                msg, hint="put a torch +cpu wheel into a folder and name it in pip's find-links"
-            ) from None
-
-    def _run(
-        self, requirements: Sequence[str], target: Target, constraints: Sequence[str], *, backend: str | None
-    ) -> list[Mapping[str, Any]]:
-        with tempfile.TemporaryDirectory(prefix="sealift-resolve-") as folder:
-            work = Path(folder)
-            (work / "requirements.in").write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
-            (work / "constraints.txt").write_text("".join(f"{line}\n" for line in constraints), encoding="utf-8")
-            command = [
-                *(uv.find_uv_bin(), "pip", "compile", "--quiet", "--no-progress", "--color", "never", "--no-config"),
-                *("--format", "pylock.toml", "--output-file", "pylock.toml", "--only-binary", ":all:"),
-                *("--python-platform", target.platform, "--python-version", target.python),
-                *(("--torch-backend", backend) if backend else ()),
-                *("--constraints", "constraints.txt", "requirements.in"),
-            ]
-            environment = self.config.for_uv() | {"MACOSX_DEPLOYMENT_TARGET": ".".join(map(str, MACOS))}
-            done = subprocess.run(
-                command,
-                cwd=work,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-            if done.returncode:
-                raise explain_failure(done.stderr, target)
-            data = tomllib.loads((work / "pylock.toml").read_text(encoding="utf-8"))
-        packages: list[Mapping[str, Any]] = data.get("packages", [])
-        return packages
+    def _error(self, done: Finished, target: Target) -> SourceError:
+        text = self.config.redact(done.errors)
+        reason = short_reason(text)
+        if "Failed to fetch" in text and _PYTORCH_PATH in text:
+            message = f"torch for {target.label}: pip's find-links hold no wheel for it, and PyTorch's own index fails"
+            hint = "put a matching wheel into a folder and name it: pip config set global.find-links FOLDER"
+            return SourceError(f"{message}: {reason}", hint=hint)
+        if match := re.search(
+            r"Because (\S+) was not found in the (package registry|provided package locations)", text
+        ):
+            hint = "check the spelling, and `pip config list` for the index that has it"
+            return SourceError(f"requirement {match[1]!r}: no index has a package of that name", hint=hint)
+        if match := re.search(r"Failed to fetch:? `?([^\s`]+)", text):
+            hint = "check the network, the proxy and `pip config list`"
+            return SourceError(f"an index can't be reached: {match[1]}: {reason}", hint=hint)
+        if re.search(r"has no (usable )?wheels", text):
+            return SourceError(f"no wheel for {target.label}: {reason}", hint=_uv_hint(text))
+        return SourceError(f"no solution for {target.label}: {reason}", hint=_uv_hint(text))
 
 
-def explain_failure(text: str, target: Target) -> SourceError:
-    """Return the error for what uv said: its own words without ornaments and secrets, and what to do."""
-    words = re.sub(r"^[\s×╰─▶│├╴]+", "", redact(text).strip(), flags=re.MULTILINE)
-    words = re.sub(r"\s*\n\s*", " ", words)[:1500] or "uv gave no reason"
-    if _UNREACHABLE.search(words):
-        return SourceError(f"an index can't be reached: {words}", hint="check the network, proxy and pip's index-url")
-    if "was not found in" in words:
-        return SourceError(f"a requirement doesn't exist: {words}", hint="check its name, and pip's index-url")
-    if "no wheels" in words or "matching platform" in words or "no usable wheels" in words:
-        return SourceError(
-            f"no wheel for {target.label}: {words}", hint="choose a version that has wheels for the target"
-        )
-    return SourceError(f"the requirements can't be resolved for {target.label}: {words}")
+def _write_preferences(path: Path, preferences: Mapping[str, str]) -> None:
+    """Write what uv takes for an earlier output of its own, whose versions it keeps."""
+    if not preferences:
+        return
+    packages = (f'\n[[packages]]\nname = "{name}"\nversion = "{number}"\n' for name, number in preferences.items())
+    path.write_text('lock-version = "1.0"\ncreated-by = "sealift"\n' + "".join(packages), encoding="utf-8")
 
 
-def parse_requirement(text: str) -> Requirement:
-    """Parse a PEP 508 requirement.
-
-    Raises:
-        ValueError: It isn't one; the message says why.
-    """
-    try:
-        return Requirement(text)
-    except InvalidRequirement as error:
-        raise ValueError(f"{text!r} is not a requirement: {str(error).splitlines()[0]}") from None
+def _read_pins(text: str, target: Target) -> Iterator[Pin]:
+    for package in tomllib.loads(text).get("packages", ()):
+        yield _read_pin(package, target)
 
 
-def _choose(package: Mapping[str, Any], target: Target) -> Pin:
-    """Return the one wheel of a package that ranks best on the target."""
-    tags = target_tags(target)
-    name, version = str(package["name"]), str(package["version"])
-    ranked = []
-    for wheel in package.get("wheels", ()):
-        filename = _filename(wheel)
-        ranks = [tags[tag] for tag in parse_wheel_filename(filename)[3] if tag in tags]
-        if ranks and "sha256" in wheel.get("hashes", {}):
-            ranked.append((min(ranks), filename, wheel))
-    if not ranked:
-        there = ", ".join(sorted(_filename(wheel) for wheel in package.get("wheels", ()))) or "only a source archive"
-        raise SourceError(f"{name} {version}: no wheel for {target.label}; what exists: {there}")
-    _, filename, best = min(ranked, key=lambda item: (item[0], item[1]))
-    return Pin(
-        name=canonicalize_name(name),
-        version=version,
-        filename=filename,
-        sha256=best["hashes"]["sha256"],
-        size=int(best.get("size", 0)),
-        local="path" in best or urlparse(best.get("url", "")).scheme in {"", "file"},
-    )
+def _read_pin(package: Mapping[str, Any], target: Target) -> Pin:  # Any: uv's own output, each value is checked here
+    name, number = canonicalize_name(str(package["name"])), str(package.get("version", ""))
+    wheels = {_filename(wheel): wheel for wheel in package.get("wheels", ())}
+    chosen = best_wheel(tuple(wheels), target)
+    if chosen is None:
+        there = ", ".join(sorted(wheels)) or "only a source distribution, or a folder"
+        raise SourceError(f"{name} {number}: no wheel fits {target.label}; there is: {there}")
+    sha256 = wheels[chosen].get("hashes", {}).get("sha256")
+    if not sha256:
+        raise SourceError(f"{name} {number}: the index publishes no sha256 for {chosen}")
+    url = wheels[chosen].get("url") or Path(wheels[chosen]["path"]).absolute().as_uri()
+    size = int(wheels[chosen].get("size") or 0)
+    return Pin(name=name, version=number, filename=chosen, url=str(url), sha256=str(sha256), size=size)
 
 
 def _filename(wheel: Mapping[str, Any]) -> str:
-    where = wheel.get("name") or wheel.get("path") or urlparse(wheel["url"]).path
-    return unquote(str(where)).rsplit("/", 1)[-1]
+    return str(
+        wheel.get("name") or unquote(urlsplit(str(wheel.get("url") or wheel.get("path"))).path.rpartition("/")[2])
+    )
 
 
-def _refuse_cuda(pins: Sequence[Pin], target: Target) -> None:
-    unexpected = [pin for pin in pins if _CUDA_NAMES.fullmatch(pin.name)]
-    if unexpected:
-        names = ", ".join(f"{pin.name} {pin.version} ({pin.size} bytes)" for pin in unexpected)
-        msg = f"accelerator cpu, but the closure for {target.label} holds {len(unexpected)} CUDA packages: {names}"
-        raise SourceError(msg, hint="pin torch to a version that has a CPU wheel, or set target.accelerator")
+def short_reason(text: str) -> str:
+    """Return the gist of uv's error: its first cause and, where the chain is longer, its last."""
+    text = re.sub(r"(,| and) we can conclude that[^.]*\.", ".", " ".join(_unwrapped(text)))
+    text = re.sub(r"^error: (No solution found when resolving dependencies\s*)?", "", text).partition("hint: ")[0]
+    causes = [part.strip().rstrip(":") for part in text.split("cause: ") if part.strip()]
+    picked = causes[:1] if len(causes) < 2 else [causes[0], causes[-1]]
+    return ": ".join(picked)[:800]
 
 
-def _local_wheels(find_links: Sequence[str]) -> Iterator[tuple[str, Version, frozenset[Any]]]:
-    """Yield name, version and tags of the wheels in those find-links that are folders."""
-    for location in find_links:
-        folder = Path(unquote(urlparse(location).path) if location.startswith("file:") else location)
-        if folder.is_dir():
-            for path in folder.glob("*.whl"):
-                try:
-                    name, version, _, tags = parse_wheel_filename(path.name)
-                except InvalidWheelFilename:
-                    continue
-                yield name, version, tags
+def _unwrapped(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("warning:")]
 
 
-def _uv_version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415 # only needed once, and slow to import
-
-    return version("uv")
+def _uv_hint(text: str) -> str | None:
+    hint = " ".join(" ".join(_unwrapped(text)).split("hint: ")[1:2]).strip()
+    return hint[:500] or None

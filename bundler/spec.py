@@ -6,16 +6,22 @@ import platform
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from jinja2 import Environment, StrictUndefined
+from packaging.requirements import InvalidRequirement, Requirement
+
+from bundler.selfpack import template_root
 from bundler.units import parse_size
 from manifests.canonical import Json, encode_canonical
 from manifests.digests import sha256_hex
 from manifests.errors import SpecError
 from manifests.fields import Fields, nearest_hint, type_name
+from manifests.files import write_atomic
 from manifests.manifest import (
     ACCELERATOR_PATTERN,
     NAME_PATTERN,
@@ -146,6 +152,61 @@ def load_spec(path: Path) -> Spec:
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: {_with_line(error)}") from None
     return parse_spec(data, path)
+
+
+def check_spec(spec: Spec) -> None:
+    """Check what can be checked without a network: requirements, and the folders of models and applications.
+
+    Raises:
+        SpecError: With every problem that was found.
+    """
+    from bundler.models import app_files, folder_files  # noqa: PLC0415 - it needs this module's dataclasses
+
+    problems = list(_requirement_problems(spec))
+    for model in (model for model in spec.models if model.scheme == "dir"):
+        where = f"{spec.path}: model {model.name!r}"
+        problems += _problems_of(partial(folder_files, spec.resolve_folder(model.location), model, where))
+    for app in spec.apps:
+        problems += _problems_of(partial(app_files, app, spec))
+    if problems:
+        message = "\n".join(error.message for error in problems)
+        raise SpecError(message, hint=problems[0].hint if len(problems) == 1 else None)
+
+
+def _requirement_problems(spec: Spec) -> Iterator[SpecError]:
+    for index, text in enumerate(spec.requirements):
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            reason = str(error).splitlines()[0]
+            yield SpecError(f"{spec.path}: packages.requirements[{index}]: {text!r} is not a requirement: {reason}")
+            continue
+        if requirement.url is not None:
+            where = f"{spec.path}: packages.requirements[{index}]"
+            yield SpecError(f"{where}: {text!r}: a direct url is not supported", hint="name a version of an index")
+
+
+def _problems_of(action: Callable[[], object]) -> list[SpecError]:
+    try:
+        action()
+    except SpecError as error:
+        return [error]
+    return []
+
+
+def init_spec(path: Path) -> None:
+    """Write a commented spec, for this host's own kind of target.
+
+    Raises:
+        SpecError: There is a file already, which stays as it is.
+        DiskError: No space, no permission.
+    """
+    if path.exists() or path.is_symlink():
+        raise SpecError(f"{path}: exists already", hint="choose another name; it is never overwritten")
+    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:64] or "bundle"
+    template = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701 - TOML
+    text = (template_root() / "spec.toml.j2").read_text(encoding="utf-8")
+    write_atomic(path, template.from_string(text).render(name=name, target=host_target()).encode())
 
 
 def _with_line(error: tomllib.TOMLDecodeError) -> str:

@@ -25,7 +25,7 @@ from typing import BinaryIO, Final
 from manifests.canonical import Json
 from manifests.digests import BUFFER_SIZE, ContentDigest, ContentHasher, digest_stream, sha256_hex
 from manifests.errors import IntegrityError, SourceError
-from manifests.files import disk_error, write_atomic
+from manifests.files import disk_error
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _KIND: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
@@ -169,9 +169,7 @@ class Store:
         Raises:
             DiskError: No space, no permission.
         """
-        path = self._record_path(kind, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(value, sort_keys=True).encode() + b"\n")
+        _write_json(self._record_path(kind, key), value)
 
     def _record_path(self, kind: str, key: str) -> Path:
         if _KIND.fullmatch(kind) is None:
@@ -191,8 +189,7 @@ class Store:
         self._write_index(digest)
 
     def _write_index(self, digest: ContentDigest) -> None:
-        data = {"size": digest.size, "chunks": list(digest.chunks)}
-        write_atomic(self._index(digest.sha256), json.dumps(data, sort_keys=True).encode() + b"\n")
+        _write_json(self._index(digest.sha256), {"size": digest.size, "chunks": list(digest.chunks)})
 
 
 def _copy(stream: BinaryIO, descriptor: int) -> ContentDigest:
@@ -204,6 +201,23 @@ def _copy(stream: BinaryIO, descriptor: int) -> ContentDigest:
             while view:
                 view = view[target.write(view) :]
     return hasher.digest()
+
+
+def _write_json(path: Path, value: Json) -> None:
+    # Not write_atomic: its temporary file is named after the process, and threads write here too. Not synced either,
+    # since what a power cut takes is made again.
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as stream:
+            temporary = Path(stream.name)
+            try:
+                stream.write(json.dumps(value, sort_keys=True).encode() + b"\n")
+                stream.close()
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(error, f"write {path}") from error
 
 
 def _read_digest(path: Path, sha256: str) -> ContentDigest | None:

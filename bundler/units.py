@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size such as '32 GiB' or '500 MB'")
     fraction = match[2] or ""
-    size = int(match[1] + fraction) * factor // int("1".ljust(len(fraction) + 1, "0"))
+    size: int = int(match[1] + fraction) * factor // int(f"1{'0' * len(fraction)}")
     if size > MAX_INTEGER:
         raise ValueError(f"{text!r} is larger than any disk")
     return size

@@ -79,10 +79,11 @@ def _add_trust(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
+    if int(text) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    return int(text)
 
 
 def _add_preflight(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -182,14 +182,24 @@ def _link_files(store: Store, release: Release, files: tuple[FileEntry, ...]) ->
 
 def _write_settings(prefix: Prefix, release: Release, manifest: Manifest, options: InstallOptions) -> None:
     """Expand ``${PREFIX}`` in the settings below ``etc/``; a file that the operator changed is left alone."""
-    values = {"PREFIX": str(prefix.path), "RELEASE": str(release.path)}
+    before = prefix.live()
     write_atomic(prefix.etc / TRUST_COPY, options.trust_text.encode())
     for entry in manifest.of_kind("config"):
         if entry.path.endswith((".env", ".service", ".sh")):
-            text = (release.path / entry.path).read_text(encoding="utf-8")
             destination = prefix.etc / Path(entry.path).name
-            if not destination.exists():
-                write_atomic(destination, string.Template(text).safe_substitute(values).encode())
+            known = _expanded(prefix, before, entry.path) if before else None
+            if not destination.exists() or destination.read_bytes() == known:
+                write_atomic(destination, _expanded(prefix, release, entry.path) or b"")
+
+
+def _expanded(prefix: Prefix, release: Release, path: str) -> bytes | None:
+    """Return a settings file of ``release`` with its placeholders filled in, None where there is no such file."""
+    try:
+        text = (release.path / path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    values = {"PREFIX": str(prefix.path), "RELEASE": str(release.path)}
+    return string.Template(text).safe_substitute(values).encode()
 
 
 def _write_receipt(bundle: TrustedBundle, release: Release, python: str) -> None:
@@ -211,9 +221,20 @@ def _go_live(prefix: Prefix, release: Release, manifest: Manifest, state: State 
     before = prefix.live()
     if before is not None and before.name == release.name:
         return False
+    downgrade = state is not None and manifest.sequence < state.sequence
+    _log(prefix, f"install {release.name}{', an allowed downgrade' if downgrade else ''}")
     advance_state(prefix, state, manifest, previous=before.name if before else "")
     replace_link(prefix.current, f"releases/{release.name}")
     return True
+
+
+def _log(prefix: Prefix, what: str) -> None:
+    """Add a line to ``var/logs/releases.log``: who goes live, and when."""
+    try:
+        with (prefix.var / "logs" / "releases.log").open("a", encoding="utf-8") as stream:
+            stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {what}\n")
+    except OSError as error:
+        raise disk_error(error, "write releases.log") from error
 
 
 def rollback(prefix: Prefix) -> Release:
@@ -233,5 +254,6 @@ def rollback(prefix: Prefix) -> Release:
             prefix.state,
             State(name=state.name, sequence=state.sequence, created=state.created, previous=live.name).encode(),
         )
+        _log(prefix, f"rollback {previous.name}")
         replace_link(prefix.current, f"releases/{previous.name}")
         return previous

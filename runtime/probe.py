@@ -50,18 +50,24 @@ def _judge_model(name: str, answers: Mapping[str, Mapping[str, object]], manifes
         yield str(answer["error"])
     else:
         probes = [probe for probe in manifest.probes if probe.model == name]
-        given = answer["answers"]
-        for index, item in enumerate(given if isinstance(given, list) else []):
+        answers_given = answer["answers"]
+        given = answers_given if isinstance(answers_given, list) else []
+        if len(given) < max(1, len(probes)):
+            yield f"model {name}: answered {len(given)} of {max(1, len(probes))} probes"
+        for index, item in enumerate(given):
             probe = probes[index] if index < len(probes) else None
             yield from (f"model {name}: {problem}" for problem in judge_answer(item, probe))
 
 
 def judge_answer(answer: Mapping[str, object], probe: Probe | None) -> Iterator[str]:
-    """Yield what is wrong with one answer: empty, not finite, or other than recorded."""
+    """Yield what is wrong with one answer: empty, not finite, too few or too many, or other than recorded."""
     expect = probe.expect if probe is not None and isinstance(probe.expect, Mapping) else {}
     texts, vectors = _strings(answer.get("texts")), _strings(answer.get("vectors"))
     if not texts and not vectors:
         yield "an empty answer"
+    for name, given, recorded in (("texts", texts, expect.get("texts")), ("vectors", vectors, expect.get("vectors"))):
+        if expect and len(given) != len(_strings(recorded)):
+            yield f"{len(given)} {name}, recorded {len(_strings(recorded))}"
     for text, wanted in _pairs(texts, _strings(expect.get("texts"))):
         if not text.strip():
             yield "an empty text"
@@ -78,7 +84,7 @@ def _judge_vector(got: Sequence[float], wanted: Sequence[float] | None) -> Itera
         yield f"a vector of {len(got)} numbers, recorded {len(wanted)}"
     elif wanted is not None:
         worst = max(abs(a - b) for a, b in zip(got, wanted, strict=True))
-        if worst > EMBEDDING_TOLERANCE:
+        if not worst <= EMBEDDING_TOLERANCE:  # a recorded NaN compares as neither
             yield f"a vector that differs by {worst:.2g} from the recorded one, allowed {EMBEDDING_TOLERANCE:.0e}"
 
 

@@ -59,7 +59,8 @@ def build_venv(prefix: Prefix, release: Release, manifest: Manifest, interpreter
         _run(prefix, [str(uv), "venv", *common, *python, "--relocatable", "--no-project", str(release.venv)])
         _remove_activation(release)
         if manifest.of_kind("wheel"):
-            _run(prefix, [str(uv), "pip", "install", *common, *_install_options(prefix, release), "-r", str(requirements)])
+            options = [*common, *_install_options(prefix, release), "-r", str(requirements)]
+            _run(prefix, [str(uv), "pip", "install", *options])
     finally:
         requirements.unlink(missing_ok=True)
         uv.unlink(missing_ok=True)

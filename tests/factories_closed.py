@@ -1,4 +1,4 @@
-"""Small real bundles for the closed side: real wheels, the real uv, the real runtime.pyz, run as an operator runs it."""
+"""Small real bundles for the closed side: real wheels, the real uv and runtime.pyz, run as an operator runs them."""
 
 import functools
 import os
@@ -69,7 +69,7 @@ def closed_files(
     target: Target = HOST_TARGET,
     version: str = "1.0.0",
 ) -> dict[str, Content]:
-    """Return the payload of a bundle: rendered files, runtime.pyz, uv, our own wheel, and the wheels of ``projects``."""
+    """Return the payload of a bundle: rendered files, runtime.pyz, uv, our own wheel, the wheels of ``projects``."""
     uv_name, uv = wheel_named("uv")
     files: dict[str, Content] = {
         **render_payload(Subject(name="demo", version=version, target=target, models=models)),
@@ -154,7 +154,8 @@ def pyenv_python(version: str) -> Path | None:
     return next(iter(found), None) or (Path(on_path) if on_path and "shims" not in on_path else None)
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
+    """Return the absolute path of a program that the tests need."""
     path = shutil.which(name)
     assert path is not None, f"the tests need {name}"
     return path
@@ -177,9 +178,9 @@ class Host:
 
     def command(self, *words: str | Path) -> list[str]:
         """Return ``words`` wrapped so that there is no network, as the host's user."""
-        switch = [_program("setpriv"), f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
+        switch = [program("setpriv"), f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
         first, *options = find_isolation().prefix
-        isolation = [_program(first), *options]
+        isolation = [program(first), *options]
         return [*isolation, *self.wrap, *(switch if self.user is not None else []), *map(str, words)]
 
     @property
@@ -238,7 +239,7 @@ def give_to_nobody(folder: Path) -> None:
 
 def leftovers(prefix: Path) -> list[str]:
     """Return what lies below a prefix that is neither a folder, nor a verified blob, nor a lock, nor the settings."""
-    allowed = ("store/sha256/", "var/install.lock", "var/use.lock", "etc/", "var/cache/")
+    allowed = ("store/sha256/", "var/install.lock", "var/use.lock", "etc/", "var/cache/", "var/logs/")
     paths = (path for path in prefix.rglob("*") if path.is_symlink() or not path.is_dir())
     names = (path.relative_to(prefix).as_posix() for path in paths)
     return sorted(name for name in names if name.endswith(".partial") or not name.startswith(allowed))
@@ -257,5 +258,5 @@ def copy_of(tar: Path, folder: Path) -> Path:
     """Return a copy of a bundle that a test may damage; holes stay holes."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / tar.name
-    subprocess.run(["cp", "--sparse=always", str(tar), str(target)], check=True)
+    subprocess.run([program("cp"), "--sparse=always", str(tar), str(target)], check=True)
     return target

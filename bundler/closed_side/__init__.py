@@ -3,6 +3,7 @@
 Runs as ``python -m bundler.closed_side`` inside the namespace and tells what happens as JSON lines on stdout.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -80,9 +81,13 @@ def run_step(stage: Stage, name: str, arguments: Sequence[str], tell: Tell) -> N
     )
     lines = []
     with process:
-        for line in process.stdout or ():
-            lines.append(line.rstrip())
-            tell({"event": "line", "step": name, "text": lines[-1]})
+        try:
+            for line in process.stdout or ():
+                lines.append(line.rstrip())
+                tell({"event": "line", "step": name, "text": lines[-1]})
+        except BaseException:
+            process.terminate()  # it cleans up; nothing may be left running
+            raise
     if process.returncode:
         raise StepFailed(name, process.returncode, "\n".join(lines[-30:]))
     tell(
@@ -140,12 +145,22 @@ def _wait_ready(process: "subprocess.Popen[bytes]", address: str, log: Path) -> 
 
 
 def ask(address: str, path: str, document: Mapping[str, object]) -> Any:  # noqa: ANN401 # the parsed JSON answer
-    """Post a JSON document and return the parsed answer."""
+    """Post a JSON document and return the parsed answer.
+
+    Raises:
+        StepFailed: The server answers with an error, or not at all.
+    """
     request = urllib.request.Request(  # noqa: S310 # a loopback address of our own
         f"{address}{path}", data=json.dumps(document).encode(), headers={"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310 # as above
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        words = error.read().decode("utf-8", "replace")[-3000:]
+        raise StepFailed(f"ask {path}", AdapterError.exit_code, f"HTTP {error.code}: {words}") from None
+    except OSError as error:
+        raise StepFailed(f"ask {path}", AdapterError.exit_code, f"no answer: {error}") from None
 
 
 def cosine(left: Sequence[float], right: Sequence[float]) -> float:
@@ -155,15 +170,15 @@ def cosine(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def network_is_closed() -> bool:
-    """Whether a connect to an address outside fails at once, as it does where there is no route."""
+    """Whether there is no route to an address outside; a refusal, which somebody must have sent, is not enough."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.settimeout(2)
         try:
             sock.connect(("192.0.2.1", 9))  # TEST-NET-1 of RFC 5737: never anybody's address
         except TimeoutError:
             return False
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno == errno.ENETUNREACH
     return False
 
 

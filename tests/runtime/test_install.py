@@ -1,7 +1,7 @@
 """Installing, upgrading, going back: real bundles, the real runtime.pyz, no network."""
 
 import json
-import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from tests.factories_closed import (
     BIG_SIZE,
     ClosedBundle,
     Host,
+    closed_files,
     leftovers,
     make_closed_bundle,
 )
@@ -27,13 +28,13 @@ def install(host: Host, bundle: ClosedBundle, prefix: Path, *options: str) -> di
 
 
 def live_name(prefix: Path) -> str:
-    return Path(os.readlink(prefix / "current")).name
+    return (prefix / "current").readlink().name
 
 
 def test_install_makes_the_release_live(installed: Path, first: ClosedBundle) -> None:
     release = installed / "releases" / live_name(installed)
     assert live_name(installed).startswith("1.0.0-")
-    assert os.readlink(installed / "current") == f"releases/{release.name}"
+    assert (installed / "current").readlink() == Path("releases") / release.name
     for entry in first.manifest.files:
         path = release / entry.path
         assert path.stat().st_size == entry.size, entry.path
@@ -120,6 +121,9 @@ def test_downgrade_needs_a_word(tmp_path: Path, host: Host, first: ClosedBundle,
     done = install(host, first, prefix, "--allow-downgrade")
     assert live_name(prefix) == done["release"]
     assert json.loads((prefix / "state.json").read_text())["sequence"] == 1767323099, "the maximum never goes back"
+    log = (prefix / "var/logs/releases.log").read_text().splitlines()
+    assert log[-1].endswith(f"Z install {done['release']}, an allowed downgrade")
+    assert len(log) == 2
 
 
 def test_rollback_without_an_earlier_release(installed: Path, first: ClosedBundle, host: Host) -> None:
@@ -128,9 +132,7 @@ def test_rollback_without_an_earlier_release(installed: Path, first: ClosedBundl
     assert f"{installed}: there is no earlier release to go back to" in done.stderr
 
 
-def test_another_bundle_in_the_prefix_is_refused(
-    tmp_path: Path, installed: Path, closed_key: Key, host: Host
-) -> None:
+def test_another_bundle_in_the_prefix_is_refused(tmp_path: Path, installed: Path, closed_key: Key, host: Host) -> None:
     other = make_closed_bundle(tmp_path / "other", closed_key, name="other")
     before = tree_of(installed)
     done = host.runtime(other.pyz, "install", other.tar, "--prefix", installed, "--trust", other.trust)
@@ -187,3 +189,22 @@ def test_a_blob_that_no_release_holds_is_hashed_again(
     blob.write_bytes(bytes(entry.size - 1 if damage == "cut" else entry.size))
     install(host, first, prefix)
     assert host.runtime(first.pyz, "verify", "--prefix", prefix).returncode == 0
+
+
+def test_settings_follow_an_upgrade_unless_the_operator_changed_them(
+    tmp_path: Path, host: Host, first: ClosedBundle, closed_key: Key
+) -> None:
+    files = closed_files("six")
+    environment = files["config/offline.env"]
+    assert isinstance(environment, bytes)
+    newer = {**files, "config/offline.env": environment + b"NEW=${PREFIX}/new\n"}
+    bundle = make_closed_bundle(tmp_path / "newer", closed_key, files=newer, version="1.1.0")
+    prefix, path = tmp_path / "prefix", tmp_path / "prefix/etc/offline.env"
+    old = install(host, first, prefix)
+    install(host, bundle, prefix)
+    assert path.read_text().endswith(f"\nNEW={prefix}/new\n")
+    assert host.runtime(first.pyz, "rollback", "--prefix", prefix).stdout == f"{old['release']} is live again\n"
+    path.write_text("MINE=1\n")
+    shutil.rmtree(next((prefix / "releases").glob("1.1.0-*")))
+    install(host, bundle, prefix)
+    assert path.read_text() == "MINE=1\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.factories_closed import ClosedBundle, Host, leftovers
+from tests.factories_closed import ClosedBundle, Host, leftovers, program
 
 STEPS = ("copy and verify", "virtual environment", "smoke test", "receipt")
 
@@ -41,7 +41,7 @@ def statuses(host: Host, bundle: ClosedBundle, prefix: Path) -> dict[str, str]:
 @pytest.fixture
 def upgraded(tmp_path: Path, installed: Path) -> Path:
     """A prefix with the first release live, where the second is going to be interrupted."""
-    subprocess.run(["cp", "-a", str(installed), str(tmp_path / "prefix")], check=True)
+    subprocess.run([program("cp"), "-a", str(installed), str(tmp_path / "prefix")], check=True)
     return tmp_path / "prefix"
 
 
@@ -55,7 +55,7 @@ def upgraded(tmp_path: Path, installed: Path) -> Path:
     ],
 )
 def test_a_signal_cleans_up_and_the_old_release_stays(
-    upgraded: Path, host: Host, first: ClosedBundle, second: ClosedBundle, number: int, step: str
+    *, upgraded: Path, host: Host, first: ClosedBundle, second: ClosedBundle, number: int, step: str
 ) -> None:
     before = [path for path in leftovers(upgraded) if path.startswith("releases/")]
     process = start_until(host, second, upgraded, step)
@@ -81,9 +81,7 @@ def test_a_kill_leaves_the_old_release_live_and_the_next_run_finishes(
     assert set(states.values()) <= {"live", "unfinished"}
     done = host.runtime(first.pyz, "verify", "--prefix", upgraded, "--trust", first.trust)
     assert done.returncode == 0, done.stdout
-    finished = host.runtime(
-        second.pyz, "install", second.tar, "--prefix", upgraded, "--trust", second.trust, "--json"
-    )
+    finished = host.runtime(second.pyz, "install", second.tar, "--prefix", upgraded, "--trust", second.trust, "--json")
     assert finished.returncode == 0, finished.stderr
     assert statuses(host, first, upgraded) == {min(states): "installed", json.loads(finished.stdout)["release"]: "live"}
     assert list((upgraded / "var/run").iterdir()) == []

@@ -110,7 +110,7 @@ def test_preflight_says_that_nothing_was_trusted(first: ClosedBundle, host: Host
     assert not list(host.home.iterdir())
 
 
-def test_an_explicit_python_of_another_kind(tmp_path: Path, first: ClosedBundle, host: Host) -> None:
+def test_an_explicit_python_of_another_kind(first: ClosedBundle, host: Host) -> None:
     done = host.runtime(first.pyz, "preflight", first.tar, "--python", "/bin/true")
     assert done.returncode == 6
     assert f"python: found none, needed CPython {PYTHON}" in done.stderr

@@ -1,5 +1,7 @@
 """What an install refuses, with which exit code and words, and that nothing is left behind."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,9 +69,7 @@ def test_too_few_signatures(tmp_path: Path, host: Host, first: ClosedBundle) -> 
         ("longer", 5, "1 bytes after its end, expected"),
     ],
 )
-def test_a_damaged_frame(
-    tmp_path: Path, host: Host, first: ClosedBundle, where: str, code: int, words: str
-) -> None:
+def test_a_damaged_frame(*, tmp_path: Path, host: Host, first: ClosedBundle, where: str, code: int, words: str) -> None:
     tar = copy_of(first.tar, tmp_path / "copy")
     size = len(first.manifest.encode())
     wheel = member_offset(first, "wheels/six")
@@ -144,6 +144,25 @@ def test_a_bundle_without_uv(tmp_path: Path, host: Host, closed_key: Key) -> Non
 
 
 @pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        ("uv-1.data/scripts/uv", "does not run on this host: Exec format error"),
+        ("uv-1.data/scripts/uv.exe", "bootstrap/uv-1-py3-none-any.whl: holds no uv program for this system"),
+    ],
+)
+def test_a_uv_for_another_host(tmp_path: Path, host: Host, closed_key: Key, member: str, words: str) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(member, b"\x7fELF of another machine")
+    files = {path: data for path, data in closed_files().items() if "uv-" not in path}
+    files["bootstrap/uv-1-py3-none-any.whl"] = buffer.getvalue()
+    bundle = make_closed_bundle(tmp_path / "bundle", closed_key, files=files)
+    code, told = refuse(host, bundle, bundle.tar, tmp_path / "prefix")
+    assert (code, words in told) == (6, True), told
+    assert leftovers(tmp_path / "prefix") == []
+
+
+@pytest.mark.parametrize(
     ("text", "code", "words"),
     [
         (None, 2, "no such allowed_signers file\nhint: it came with the kit: kit/allowed_signers"),
@@ -154,7 +173,7 @@ def test_a_bundle_without_uv(tmp_path: Path, host: Host, closed_key: Key) -> Non
     ],
 )
 def test_a_trust_file_that_is_none(
-    tmp_path: Path, host: Host, first: ClosedBundle, text: bytes | None, code: int, words: str
+    *, tmp_path: Path, host: Host, first: ClosedBundle, text: bytes | None, code: int, words: str
 ) -> None:
     trust = tmp_path / "trust"
     if text is not None:

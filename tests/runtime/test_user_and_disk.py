@@ -18,6 +18,7 @@ from tests.factories_closed import (
     give_to_nobody,
     leftovers,
     make_host,
+    program,
     system_python,
 )
 
@@ -58,9 +59,9 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     """A tmpfs mounted with the options of the test's parameter."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", request.param, "tmpfs", str(disk)], check=True)
+    subprocess.run([program("mount"), "-t", "tmpfs", "-o", request.param, "tmpfs", str(disk)], check=True)
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run([program("umount"), str(disk)], check=True)
 
 
 def install_words(bundle: ClosedBundle, prefix: Path, *options: str) -> list[str | Path]:
@@ -81,9 +82,7 @@ def test_an_ordinary_user_installs_and_verifies(user_host: Host, user_bundle: Cl
 
 @needs_root
 @pytest.mark.parametrize("small_disk", ["noexec,size=256m"], indirect=True)
-def test_a_noexec_tmpdir_does_not_matter(
-    tmp_path: Path, host: Host, first: ClosedBundle, small_disk: Path
-) -> None:
+def test_a_noexec_tmpdir_does_not_matter(tmp_path: Path, host: Host, first: ClosedBundle, small_disk: Path) -> None:
     done = replace(host, tmp=small_disk).runtime(first.pyz, *install_words(first, tmp_path / "prefix"))
     assert done.returncode == 0, done.stderr
     assert list(small_disk.iterdir()) == []
@@ -132,9 +131,7 @@ def test_a_disk_that_fills_up_during_the_install(host: Host, first: ClosedBundle
 
 
 @needs_root
-def test_a_prefix_of_another_user_is_refused(
-    open_folder: Path, user_host: Host, user_bundle: ClosedBundle
-) -> None:
+def test_a_prefix_of_another_user_is_refused(open_folder: Path, user_host: Host, user_bundle: ClosedBundle) -> None:
     foreign = open_folder / "foreign"
     foreign.mkdir()
     done = user_host.runtime(user_bundle.pyz, *install_words(user_bundle, foreign / "prefix"))
@@ -144,7 +141,7 @@ def test_a_prefix_of_another_user_is_refused(
 
 
 @needs_root
-def test_a_trust_file_that_may_not_be_read(open_folder: Path, user_host: Host, user_bundle: ClosedBundle) -> None:
+def test_a_trust_file_that_may_not_be_read(user_host: Host, user_bundle: ClosedBundle) -> None:
     user_bundle.trust.chmod(0o600)
     done = user_host.runtime(user_bundle.pyz, *install_words(user_bundle, user_host.home / "prefix"))
     assert done.returncode == 7

@@ -133,9 +133,7 @@ def test_a_changed_configuration_is_found(
     release: Release, first: ClosedBundle, old: str, new: str, words: str
 ) -> None:
     config = release.venv / "pyvenv.cfg"
-    problems = problems_after(
-        release, lambda _: edit(config, config.read_text().replace(old, new).encode()), first
-    )
+    problems = problems_after(release, lambda _: edit(config, config.read_text().replace(old, new).encode()), first)
     assert len(problems) == 1
     assert words in problems[0]
 
@@ -224,5 +222,5 @@ def test_expected_files_of_a_real_wheel(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"not a zip", b""])
 def test_an_unreadable_wheel_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a-1-py3-none-any.whl").write_bytes(data)
-    with pytest.raises(IntegrityError, match="a-1-py3-none-any.whl: not a readable wheel: File is not a zip file"):
+    with pytest.raises(IntegrityError, match=r"a-1-py3-none-any\.whl: not a readable wheel: File is not a zip file"):
         list(expected_files(tmp_path / "a-1-py3-none-any.whl", SITE))

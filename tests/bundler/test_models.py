@@ -1,0 +1,116 @@
+"""Models: what a folder or a wheel may hold, and each refusal by name."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from bundler.models import lock_model
+from bundler.pipconfig import PipConfig
+from bundler.spec import ModelSpec, Spec
+from bundler.store import Store
+from manifests.errors import PolicyError, SealiftError, SourceError, SpecError
+from manifests.manifest import Target
+from tests.factories_wheels import make_wheel
+
+TARGET = Target(platform="x86_64-manylinux_2_28", python="3.11", accelerator="cpu")
+FILES = {"config.json": b"{}", "model.safetensors": b"weights", "onnx/model.onnx": b"graph"}
+
+
+def make_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def spec_of(tmp_path: Path, source: str, *, exclude: tuple[str, ...] = (), pickle: str = "refuse") -> Spec:
+    model = ModelSpec(name="m", source=source, adapter="bge-m3", exclude=exclude)
+    policy = {"pickle": pickle, "remote-code": "refuse"}
+    return Spec(path=tmp_path / "s.toml", name="s", version="1", target=TARGET, models=(model,), policy=policy)
+
+
+def refusal(tmp_path: Path, kind: type[SealiftError], source: str = "dir:model") -> SealiftError:
+    spec, store = spec_of(tmp_path, source), Store(tmp_path / "cache")
+    with pytest.raises(kind) as caught:
+        lock_model(spec.models[0], spec, store, PipConfig())
+    return caught.value
+
+
+def test_folder_goes_into_the_store(tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", FILES)
+    spec, store = spec_of(tmp_path, "dir:model", exclude=("onnx/*",)), Store(tmp_path / "cache")
+    locked = lock_model(spec.models[0], spec, store, PipConfig())
+    assert [file.path for file in locked.files] == ["models/m/config.json", "models/m/model.safetensors"]
+    assert locked.files[1].sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert store.path(locked.files[1].sha256).read_bytes() == b"weights"
+    assert (locked.entry.path, locked.entry.origin, locked.converter) == ("models/m", "pkg:generic/m", "")
+    assert str(tmp_path) not in repr(locked)
+
+
+def test_links_within_are_resolved(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", {"config.json": b"{}", "blobs/x": b"weights"})
+    (folder / "model.safetensors").symlink_to("blobs/x")
+    spec = spec_of(tmp_path, "dir:model", exclude=("blobs/*",))
+    locked = lock_model(spec.models[0], spec, Store(tmp_path / "cache"), PipConfig())
+    assert [(file.path, file.size) for file in locked.files] == [
+        ("models/m/config.json", 2),
+        ("models/m/model.safetensors", 7),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_link_out_of_the_folder_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    folder = make_folder(tmp_path / "model", FILES)
+    outside = make_folder(tmp_path / "outside", {"secret": b"x"})
+    (folder / "a.link").symlink_to(outside if kind == "folder" else outside / "secret")
+    error = refusal(tmp_path, SpecError)
+    assert "model 'm': source: a.link is a link out of the folder" in error.message
+    assert error.exit_code == 2
+    assert error.hint == "copy the folder with its links resolved: cp -rL"
+    assert not (tmp_path / "cache" / "sha256").exists()
+
+
+def test_folder_mistakes(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    assert refusal(tmp_path, SpecError).message.endswith(f"source: {folder} is not a folder")
+    folder.mkdir()
+    assert refusal(tmp_path, SpecError).message.endswith(f"source: {folder} holds no files")
+    make_folder(folder, {"model.safetensors": b"x"})
+    assert refusal(tmp_path, SpecError).message.endswith(f"source: {folder} has no config.json")
+    make_folder(folder, {"config.json": b"{}", "con.txt": b"", "a:b": b""})
+    message = refusal(tmp_path, SpecError).message
+    assert "'con.txt' has the Windows device name" in message
+    assert "'a:b' has the character ':'" in message
+
+
+def test_collision_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", FILES | {"A/x": b"", "a/y": b""})
+    assert "'A/x' and 'a/y' can't exist side by side" in refusal(tmp_path, SpecError).message
+
+
+def test_code_is_refused_by_policy(tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", FILES | {"modeling.py": b""})
+    error = refusal(tmp_path, PolicyError)
+    assert error.message.endswith("model 'm': policy.remote-code refuses modeling.py")
+    assert error.exit_code == 10
+
+
+def test_pickle_that_cannot_be_converted_is_refused_by_policy(tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", FILES | {"x.pkl": b""})
+    assert refusal(tmp_path, PolicyError).message.endswith("model 'm': policy.pickle refuses x.pkl")
+
+
+def test_wheel_that_carries_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    files = {f"carrier/model/{name}": data for name, data in FILES.items()} | {"carrier/__init__.py": b""}
+    wheel = make_wheel(tmp_path / "links", "carrier", "1.0", files=files)
+    make_wheel(tmp_path / "links", "empty", "1.0")
+    spec, store = spec_of(tmp_path, "wheel:carrier==1.0"), Store(tmp_path / "cache")
+    locked = lock_model(spec.models[0], spec, store, PipConfig())
+    assert [file.path for file in locked.files] == [f"models/m/{name}" for name in FILES]
+    assert locked.entry.origin == "pkg:pypi/carrier@1.0"
+    wheel.unlink()
+    assert lock_model(spec.models[0], spec, store, PipConfig()) == locked
+    assert "the wheel holds 0 models" in refusal(tmp_path, SourceError, "wheel:empty==1.0").message

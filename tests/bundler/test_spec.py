@@ -1,0 +1,162 @@
+"""The spec: what it accepts, and that each mistake is named with file, key path and remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from bundler.spec import check_spec, host_target, init_spec, load_spec
+from bundler.units import parse_size
+from manifests.errors import SpecError
+from manifests.manifest import HostNeeds, Probe, Target
+
+FULL = """
+[bundle]
+name = "demo"
+version = "1.0.0"
+[target]
+platform = "x86_64-manylinux_2_28"
+python = "3.11"
+accelerator = "cpu"
+[packages]
+requirements = ["six>=1.16"]
+[[model]]
+name = "m"
+source = "dir:model"
+adapter = "bge-m3"
+[model.settings]
+temperature = 0.7
+batch_size = 12
+[[probe]]
+model = "m"
+inputs = ["hello"]
+[requires]
+memory = "1.5 GiB"
+disk = "2 GB"
+cpu-cores = 4
+[requires.recommended]
+memory = "2 GiB"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "demo.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_full_spec_is_parsed(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, FULL))
+    assert spec.target == Target(platform="x86_64-manylinux_2_28", python="3.11", accelerator="cpu")
+    assert spec.minimum == HostNeeds(cpu_cores=4, memory=1610612736, disk=2_000_000_000)
+    assert spec.recommended == HostNeeds(memory=2 * 1024**3)
+    assert spec.models[0].settings == {"temperature": "0.7", "batch_size": 12}
+    assert spec.probes == (Probe(model="m", kind="embedding", inputs=("hello",)),)
+    assert spec.policy == {"pickle": "refuse", "remote-code": "refuse"}
+    assert spec.lock_path == tmp_path / "demo.lock"
+    assert spec.resolve_folder("../x") == tmp_path.parent / "x"
+
+
+def test_target_defaults_to_the_host(tmp_path: Path) -> None:
+    assert load_spec(write(tmp_path, '[bundle]\nname = "a"\nversion = "1"\n')).target == host_target()
+
+
+def test_digest_ignores_comments_and_place_but_not_content(tmp_path: Path) -> None:
+    first = load_spec(write(tmp_path, FULL)).digest
+    other = tmp_path / "other"
+    other.mkdir()
+    assert load_spec(write(other, f"# a comment\n{FULL}\n\n")).digest == first
+    assert load_spec(write(other, FULL.replace("0.7", "0.8"))).digest != first
+    assert load_spec(write(other, FULL.replace('"hello"', '"hullo"'))).digest != first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "hint"),
+    [
+        ("[requires]", "[requries]", "requries: unknown key", "did you mean 'requires'?"),
+        ("cpu-cores", "cpu_cores", "requires.cpu_cores: unknown key", "did you mean 'cpu-cores'?"),
+        ("adapter =", "adaptor =", "model[0].adaptor: unknown key", "did you mean 'adapter'?"),
+        ('"bge-m3"', '"bge-m4"', "model[0].adapter: 'bge-m4' is not one of", "did you mean 'bge-m3'?"),
+        ("[packages]", '[python]\nversion = "3.11"\n[packages]', "python.version: carrying the", "remove [python]"),
+        ("[packages]", '[packages]\nbuild-from-source = ["x"]', "building sdists is not supported yet", "pip wheel"),
+        ('"dir:model"', '"hf:a/b"', "models from the Hub are not supported yet", "dir:FOLDER"),
+        ('"dir:model"', '"wheel:a"', "does not have the form wheel:DISTRIBUTION==VERSION", ""),
+        ('"dir:model"', '"git:a"', "doesn't begin with dir: or wheel:", ""),
+        ('"1.5 GiB"', '"lots"', "requires.memory: 'lots' is not a size such as '32 GiB'", ""),
+        ('"3.11"', '"3.10"', "target.python: 3.10 is older than 3.11", ""),
+        ("manylinux_2_28", "linux", "target.platform: 'x86_64-linux' is not a platform", "uv's names"),
+        ('"cpu"', '"gpu"', "target.accelerator: 'gpu' is not cpu, mps or cuda-X.Y", ""),
+        ('model = "m"', 'model = "n"', "probe[0].model: 'n' is not one of m", ""),
+        ("0.7", "nan", "model[0].settings.temperature: nan is not a number", ""),
+        ("0.7", "1979-05-27", "model[0].settings.temperature: expected text", ""),
+        ('version = "1.0.0"', "", "bundle.version: missing", ""),
+        ("[[probe]]", '[[app]]\nsource = "x.whl"\n[[probe]]', "app[0].source: 'x.whl': only a folder", "dir:FOLDER"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str, hint: str) -> None:
+    assert old in FULL
+    path = write(tmp_path, FULL.replace(old, new, 1))
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert caught.value.message.startswith(f"{path}: ")
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert caught.value.exit_code == 2
+
+
+def test_syntax_errors_name_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path, '[bundle]\nname = "demo\n')
+    with pytest.raises(SpecError, match=r"demo\.toml: line 2, column \d+: "):
+        load_spec(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(tmp_path / "none.toml")
+    assert caught.value.message == f"{tmp_path / 'none.toml'}: No such file or directory"
+
+
+def test_check_reports_everything_together(tmp_path: Path) -> None:
+    text = FULL.replace('"six>=1.16"', '"six>=", "a @ https://x.invalid/a.whl"') + '[[app]]\nsource = "dir:web"\n'
+    spec = load_spec(write(tmp_path, text))
+    with pytest.raises(SpecError) as caught:
+        check_spec(spec)
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 4
+    assert "packages.requirements[0]: 'six>=' is not a requirement" in lines[0]
+    assert "packages.requirements[1]" in lines[1]
+    assert "a direct url is not supported" in lines[1]
+    assert lines[2].endswith(f"model 'm': source: {tmp_path / 'model'} is not a folder")
+    assert lines[3].endswith(f"app 'web': source: {tmp_path / 'web'} is not a folder")
+
+
+def test_init_writes_a_spec_that_passes_and_never_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "My Bundle.toml"
+    init_spec(path)
+    written = path.read_bytes()
+    spec = load_spec(path)
+    check_spec(spec)
+    assert (spec.name, spec.target, spec.models) == ("my-bundle", host_target(), ())
+    with pytest.raises(SpecError, match="exists already"):
+        init_spec(path)
+    assert path.read_bytes() == written
+
+
+def test_shipped_quickstart_passes() -> None:
+    spec = load_spec(Path(__file__).parents[2] / "manifests" / "bundles" / "quickstart.toml")
+    check_spec(spec)
+    assert [model.name for model in spec.models] == ["minilm", "smollm2"]
+    assert [probe.kind for probe in spec.probes] == ["embedding", "chat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("32 GiB", 32 * 1024**3), ("1.5kB", 1500), ("0.000001 MB", 1), ("7 b", 7), ("1TB", 10**12)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "32", "GiB", "-1 GB", "1 XB", "1e3 GB", "999999999999999 PiB"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a size|larger than any disk"):
+        parse_size(text)
