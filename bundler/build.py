@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,13 @@ from bundler.keys import Signer, allowed_signers_line, generate_signer
 from bundler.kit import write_kit
 from bundler.lock import Lock
 from bundler.pack import Source, file_source, replace_slot, signature_slot, write_bundle
-from bundler.quickstart import Scene, play_closed_side
-from bundler.sandbox import find_isolation
+from bundler.rehearse import rehearse_bundle
 from bundler.selfpack import self_digests
-from bundler.spec import Spec, host_target
+from bundler.spec import Spec
 from bundler.store import Store
 from manifests.errors import SpecError
 from manifests.files import disk_error
-from manifests.manifest import FileEntry, Manifest, manifest_digest
+from manifests.manifest import FileEntry, manifest_digest, parse_manifest
 from manifests.pieces import Progress
 
 REHEARSAL_IDENTITY = "rehearsal"
@@ -74,6 +72,7 @@ def build_bundle(
     composition = compose(lock, store)
     manifest = composition.manifest
     data = manifest.encode()
+    parse_manifest(data)  # what the closed side would refuse must never be signed
     _make_output(options.output)
     final = options.output / f"{manifest.stem}.bundle.tar"
     with _partial(final) as partial:
@@ -83,11 +82,11 @@ def build_bundle(
         with progress(manifest.payload_size) as shown:
             layout = write_bundle(partial, data, manifest.files, _source(composition, store), shown, slot=slot)
         if options.rehearse:
-            _rehearse(partial, composition, rehearsal, report)
+            trust = allowed_signers_line(rehearsal.key, REHEARSAL_IDENTITY)
+            rehearse_bundle(partial, trust, report)
         signer = options.signer
-        replace_slot(
-            partial, layout.signature_offset, signature_slot(signer.sign(data)) if signer else signature_slot()
-        )
+        slot = signature_slot(signer.sign(data)) if signer else signature_slot()
+        replace_slot(partial, layout.signature_offset, slot, durable=False)
         partial.replace(final)
     kit = options.output / f"{manifest.stem}.kit"
     trust = allowed_signers_line(signer.key, options.identity) if signer else ""
@@ -139,31 +138,3 @@ def _source(composition: Composition, store: Store) -> Source:
 
 def _carried(composition: Composition) -> dict[str, bytes]:
     return {name: composition.generated[f"bootstrap/{name}"] for name in ("install.sh", "runtime.pyz")}
-
-
-def unrehearsable(manifest: Manifest) -> str | None:
-    """Return why this host can't rehearse a bundle, or None if it can."""
-    ours = host_target()
-    if manifest.target.python != ours.python:
-        return f"the bundle is for Python {manifest.target.python}, this host runs {ours.python}"
-    wanted, here = manifest.target.platform.partition("-")[::2], ours.platform.partition("-")[::2]
-    same_system = wanted[1].split("_")[0] == here[1].split("_")[0]
-    if wanted[0] != here[0] or not same_system:
-        return f"the bundle is for {manifest.target.platform}, this host is {ours.platform}"
-    return None
-
-
-def _rehearse(partial: Path, composition: Composition, signer: Signer, report: Callable[[str], None]) -> None:
-    """Install the finished bundle without network, by the verifier that it carries, trusting the throw-away key."""
-    reason = unrehearsable(composition.manifest)
-    if reason is not None:
-        report(f"NOT rehearsed: {reason}")
-        return
-    isolation = find_isolation()
-    report(f"rehearse in a {isolation.name}")
-    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=partial.parent, ignore_cleanup_errors=True) as folder:
-        kit = Path(folder) / "kit"
-        trust = allowed_signers_line(signer.key, REHEARSAL_IDENTITY)
-        write_kit(kit, composition.manifest, _carried(composition), trust)
-        scene = Scene(folder=Path(folder), bundle=partial, kit=kit)
-        play_closed_side(scene, {}, lambda _: None, isolation)

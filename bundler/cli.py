@@ -212,6 +212,22 @@ def inspect(bundle: Path, *, as_json: bool) -> None:
     _print(document, "\n".join(summary_lines(document)), as_json=as_json)
 
 
+@command("rehearse")
+@click.argument("bundle", type=_PATH)
+@click.option("--trust", type=_PATH, required=True, metavar="FILE", help="allowed_signers of whoever signed it.")
+@_json
+def rehearse(bundle: Path, trust: Path, *, as_json: bool) -> None:
+    """Install BUNDLE in a namespace without network, verify it there and ask its models."""
+    from bundler.rehearse import rehearse_bundle
+    from manifests.errors import UsageError
+
+    if not trust.is_file():
+        raise UsageError(f"{trust}: no such allowed_signers file", hint="bundler keygen writes PATH.allowed_signers")
+    done = rehearse_bundle(bundle, trust.read_text(encoding="utf-8"), _step)
+    text = f"{bundle}: installed, verified and asked without network" if done else f"{bundle}: not rehearsed here"
+    _print({"bundle": str(bundle), "rehearsed": done}, text, as_json=as_json)
+
+
 @command("quickstart")
 @click.option("--directory", type=_PATH, default=Path("quickstart-demo"), show_default=True, metavar="DIR")
 def quickstart(directory: Path) -> None:

@@ -10,7 +10,8 @@ from manifests.canonical import Json
 from manifests.errors import SpecError
 from manifests.fields import Fields
 from manifests.files import write_atomic
-from manifests.manifest import AppEntry, HostNeeds, ModelEntry, Probe, Target
+from manifests.manifest import TIME_PATTERN, AppEntry, HostNeeds, ModelEntry, Probe, Target
+from manifests.paths import path_problem
 
 LOCK_TYPE: Final = "urn:sealift:lock:1"
 _HEX: Final = r"[0-9a-f]{64}"
@@ -179,7 +180,7 @@ def parse_lock(data: object, where: str) -> Lock:
     return Lock(
         spec_digest=fields.text("spec_digest", pattern=_HEX),
         sealift=cast("Mapping[str, str]", fields.mapping("sealift")),
-        created=fields.text("created"),
+        created=fields.text("created", pattern=TIME_PATTERN),
         sequence=fields.integer("sequence"),
         name=fields.text("name"),
         version=fields.text("version"),
@@ -205,8 +206,11 @@ def _parse_files(fields: Fields, key: str) -> tuple[LockedFile, ...]:
 def _parse_file(item: object, where: str) -> LockedFile:
     known = ("chunks", "executable", "origin", "origin_sha256", "path", "sha256", "size", "source")
     fields = Fields(item, where=where, known=known, error=SpecError)
+    path = fields.text("path")
+    if problem := path_problem(path):
+        raise fields.fail("path", f"{path[:200]!r} {problem}")
     return LockedFile(
-        path=fields.text("path"),
+        path=path,
         size=fields.integer("size"),
         sha256=fields.text("sha256", pattern=_HEX),
         chunks=fields.texts("chunks", ()),

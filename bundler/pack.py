@@ -80,8 +80,10 @@ def write_bundle(
     return layout
 
 
-def replace_slot(path: Path, offset: int, slot: bytes) -> None:
+def replace_slot(path: Path, offset: int, slot: bytes, *, durable: bool = True) -> None:
     """Write a signature slot in place; nothing else of the bundle is touched.
+
+    ``durable`` False leaves it to the system when it reaches the disk, as a build does with all of its bundle.
 
     Raises:
         DiskError: The file can't be written.
@@ -90,7 +92,8 @@ def replace_slot(path: Path, offset: int, slot: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             write_all(descriptor, slot, offset)
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 import string
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,7 +79,7 @@ def install(
         report(f"preflight: writes {format_size(needed)}, {format_size(free)} are free")
         require(preflight(bundle.manifest, prefix, python=options.python))
         bundle.medium.check_layout(bundle.manifest)
-    with _exclusive(prefix):
+    with _exclusive(prefix, "install"):
         state = load_state(prefix)
         check_may_install(state, bundle.manifest, allow_downgrade=options.allow_downgrade)
         if release.is_complete:
@@ -125,7 +124,7 @@ def _make_release(
 
 
 @contextlib.contextmanager
-def _exclusive(prefix: Prefix) -> Iterator[None]:
+def _exclusive(prefix: Prefix, command: str) -> Iterator[None]:
     for folder in (prefix.var / "run", prefix.var / "cache", prefix.var / "logs", prefix.releases, prefix.etc):
         make_folder(folder)
     holder = prefix.var / "install.holder"
@@ -135,8 +134,7 @@ def _exclusive(prefix: Prefix) -> Iterator[None]:
                 who = holder.read_text(encoding="utf-8").strip()
                 raise DiskError(f"{prefix.path}: in use by another runtime ({who})", hint="wait for it, then try again")
             raise DiskError(f"{prefix.path}: in use by another runtime", hint="wait for it, then try again")
-        command = " ".join(["runtime", *sys.argv[1:2]])
-        holder.write_text(f"{command}, process {os.getpid()}\n", encoding="utf-8")
+        holder.write_text(f"runtime {command}, process {os.getpid()}\n", encoding="utf-8")
         try:
             yield
         finally:
@@ -244,7 +242,7 @@ def rollback(prefix: Prefix) -> Release:
         UsageError: There is none, or it was removed.
     """
     live = prefix.require_live()
-    with _exclusive(prefix):
+    with _exclusive(prefix, "rollback"):
         state = load_state(prefix)
         names = {release.name: release for release in prefix.all_releases() if release.is_complete}
         previous = names.get(state.previous) if state else None

@@ -59,6 +59,13 @@ def test_links_within_are_resolved(tmp_path: Path) -> None:
     ]
 
 
+def test_pickled_twins_of_safetensors_stay_behind(tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", FILES | {"pytorch_model.bin": b"pickle", "pytorch_model.bin.index.json": b"{}"})
+    spec = spec_of(tmp_path, "dir:model")
+    locked = lock_model(spec.models[0], spec, Store(tmp_path / "cache"), PipConfig())
+    assert [file.path.removeprefix("models/m/") for file in locked.files] == sorted(FILES)
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_link_out_of_the_folder_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     folder = make_folder(tmp_path / "model", FILES)

@@ -90,6 +90,8 @@ def test_damaged_lock_is_named(scene: tuple[Path, Store, PipConfig]) -> None:
     good = json.loads(path.read_text())
     for key, value, message in (
         ("sequence", "x", "sequence: expected an integer"),
+        ("created", "now", "created: 'now' does not have the form"),
+        ("installer", good["installer"] | {"path": "../x"}, "installer.path: '../x' has the component '..'"),
         ("wheelz", [], "wheelz: unknown key"),
         ("spec_digest", "00", "spec_digest: '00' does not have the form"),
     ):
