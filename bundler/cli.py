@@ -234,14 +234,22 @@ def quickstart(directory: Path) -> None:
     """Do the whole story on a small real bundle, with throw-away keys, in DIR."""
     from bundler.quickstart import run_quickstart
     from bundler.resolver import UvResolver
+    from manifests.progress import Activity
 
-    run_quickstart(
-        directory,
-        resolver=UvResolver(config=_pip_config()),
-        config=_pip_config(),
-        progress=_progress("pack"),
-        say=click.echo,
-    )
+    with Activity(sys.stderr) as activity:
+
+        def say(text: str) -> None:
+            activity.clear()
+            click.echo(text)
+
+        run_quickstart(
+            directory,
+            resolver=UvResolver(config=_pip_config()),
+            config=_pip_config(),
+            progress=_progress("pack"),
+            say=say,
+            now=activity.step,
+        )
 
 
 def _make_lock(spec: Any, *, upgrade: bool) -> Any:  # noqa: ANN401 # a Spec in, a Lock out; both imported late

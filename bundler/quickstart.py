@@ -138,8 +138,17 @@ def run_quickstart(
     config: PipConfig,
     progress: Callable[[int], AbstractContextManager[Progress]],
     say: Callable[[str], None],
+    now: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Do everything that Sealift is for, in ``folder``, and say what happens, a line a step.
+
+    Args:
+        folder: Everything lies here.
+        resolver: Resolves the wheels.
+        config: The user's pip configuration.
+        progress: Opens a progress display for a number of bytes.
+        say: Gets the lines for a person.
+        now: Told what is going on within a step.
 
     Raises:
         SealiftError: The step that failed, with its own exit code.
@@ -147,14 +156,14 @@ def run_quickstart(
     # The builder imports this module for the rehearsal, so what needs the builder is imported here.
     from bundler.build import BuildOptions, build_bundle  # noqa: PLC0415
 
-    clock, store, start = StepClock(say), Store(), time.monotonic()
+    clock, store, start = StepClock(say, now), Store(), time.monotonic()
     say(f"Sealift quickstart in {folder.absolute()}")
     spec_path, key = _write_inputs(folder, clock)
     spec = load_spec(spec_path)
     with clock.step("lock") as detail:
         previous = load_lock(spec.lock_path) if spec.lock_path.exists() else None
         if previous is None or not lock_is_current(previous, spec, store):
-            previous = lock_spec(spec, store, resolver, config, previous=previous)
+            previous = lock_spec(spec, store, resolver, config, previous=previous, report=now)
             write_lock(spec.lock_path, previous)
         size = sum(file.size for file in previous.all_files())
         detail.append(f"{len(previous.wheels)} wheels, {len(previous.models)} models, {format_size(size)}")
@@ -173,7 +182,10 @@ def run_quickstart(
 
     def tell(event: Mapping[str, Any]) -> None:
         if event["event"] == "done":
+            now("")
             clock.line(event["step"], float(event["seconds"]), event["text"])
+        elif event["event"] in {"line", "begin"}:
+            now(f"{event['step']}: {event['text'].removeprefix('... ')}")
 
     play_closed_side(scene, QUESTIONS, tell, isolation)
     say(f"done in {format_duration(time.monotonic() - start)}\n")
@@ -222,14 +234,16 @@ def fresh_folder(path: Path) -> None:
 class StepClock:
     """Measures steps and hands a line for each to whoever prints."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, say: Callable[[str], None], now: Callable[[str], None]) -> None:
+        self._say, self._now = say, now
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
         """Time a step; what is put into the yielded list becomes its detail."""
+        self._now(name)
         start, detail = time.monotonic(), list[str]()
         yield detail
+        self._now("")
         self.line(name, time.monotonic() - start, " ".join(detail))
 
     def line(self, name: str, seconds: float, detail: str) -> None:

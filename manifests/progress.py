@@ -70,3 +70,57 @@ class ProgressBar:
             self._stream.write(f"{text}\n")
         self._visible = True
         self._stream.flush()
+
+
+class Activity:
+    """What is going on, for work whose end nobody can foresee: after two seconds, the step and the time it has taken.
+
+    On a terminal one line that is rewritten; elsewhere a line for each new step that takes longer than two seconds.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._text, self._start, self._shown = "", time.monotonic(), ""
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="activity", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self.clear()
+
+    def step(self, text: str) -> None:
+        """Say what has begun."""
+        with self._lock:
+            self._text, self._start = text, time.monotonic()
+
+    def clear(self) -> None:
+        """Take the line away, so that something else can be written."""
+        with self._lock:
+            if self._terminal and self._shown:
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+            self._shown = ""
+
+    def _run(self) -> None:
+        while not self._done.wait(_INTERVAL):
+            with self._lock:
+                elapsed = time.monotonic() - self._start
+                if self._text and elapsed >= _PATIENCE:
+                    self._show(f"{self._text} ({format_duration(elapsed)})" if self._terminal else self._text)
+
+    def _show(self, text: str) -> None:
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K  ... {text}"[:110])
+        elif text != self._shown:
+            self._stream.write(f"  ... {text}\n")
+        self._shown = text
+        self._stream.flush()

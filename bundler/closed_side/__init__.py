@@ -108,6 +108,7 @@ def serving(stage: Stage, port: int, tell: Tell) -> Iterator[str]:
         StepFailed: It ended before it was ready.
     """
     start = time.monotonic()
+    tell({"event": "begin", "step": "launch", "text": "models are being loaded"})
     log = stage.home / "launch.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
