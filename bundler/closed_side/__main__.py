@@ -15,7 +15,10 @@ from manifests.errors import SealiftError
 def main() -> int:
     """Play; return the exit code of the step that failed, or 0."""
     signal.signal(signal.SIGTERM, _interrupt)
-    part = json.load(sys.stdin)
+    try:
+        part = json.load(sys.stdin)
+    except ValueError:
+        return 130  # whoever started this was stopped before it could say what to play
     paths = {name: Path(part["stage"][name]) for name in ("bundle", "pyz", "trust", "prefix", "home")}
     try:
         if part["closed"]:
