@@ -70,10 +70,8 @@ def allowed(path: Path, imported: str, *, deferred: bool) -> bool:
         return True
     if side == "manifests":
         return False
-    if "converter" in path.parts:
-        return top in CONVERTER_MAY
     if side == "bundler":
-        return top in {"bundler", *BUNDLER_MAY}
+        return top in (CONVERTER_MAY if "converter" in path.parts else {"bundler", *BUNDLER_MAY})
     if top == "bundler":
         return False
     if is_runtime_core(path) and not deferred:
