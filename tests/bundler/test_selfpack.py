@@ -41,7 +41,7 @@ def test_the_pyz_holds_the_core_alone_and_runs_isolated(tmp_path: Path) -> None:
     (tmp_path / "runtime.pyz").write_bytes(runtime_pyz())
     with zipfile.ZipFile(tmp_path / "runtime.pyz") as archive:
         names = archive.namelist()
-    assert "runtime/cli.py" in names
+    assert "runtime/cli/__init__.py" in names
     assert {name.split("/")[0] for name in names} == {"__main__.py", "manifests", "runtime"}
     assert not [name for name in names if name.startswith(("runtime/adapters", "runtime/server", "manifests/bundles"))]
     done = subprocess.run(

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import stat
+import threading
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_write_all_and_create_exclusive(tmp_path: Path) -> None:
 
 def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "a"
-    (tmp_path / f".a.{os.getpid()}.partial").write_bytes(b"left by a crash")
+    (tmp_path / f".a.{os.getpid()}.{threading.get_ident()}.partial").write_bytes(b"left by a crash")
     write_atomic(target, b"one")
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
     write_atomic(target, b"two", mode=0o600)

@@ -119,7 +119,7 @@ def test_a_folder_replaced_by_a_link_is_found(release: Release, first: ClosedBun
 
     problems = problems_after(release, change, first)
     assert f"venv/{SITE}/runtime: no wheel brought it" in problems
-    assert f"venv/{SITE}/runtime/cli.py: missing" in problems
+    assert f"venv/{SITE}/runtime/cli/__init__.py: missing" in problems
 
 
 @pytest.mark.parametrize(
