@@ -4,9 +4,9 @@ import errno
 import os
 import socket
 import stat
-import threading
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
