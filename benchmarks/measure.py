@@ -1,6 +1,7 @@
 """Running command lines and measuring them: wall time, peak memory, peak disk; peers take turns."""
 
 import os
+import resource
 import stat
 import subprocess
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from manifests.errors import SealiftError
 
@@ -95,7 +96,7 @@ class Bench:
         return sample
 
     def compare(self, sides: Sequence[Side], rounds: int) -> Samples:
-        """Measure every side in every round; every second round goes the other way, so no side always follows another."""
+        """Measure every side in every round, every second one in reverse, so that none always follows the same one."""
         found: dict[str, list[Sample]] = {side.label: [] for side in sides}
         for number in range(rounds):
             for side in sides if number % 2 == 0 else reversed(sides):
@@ -104,12 +105,16 @@ class Bench:
         return found
 
 
-def _wait(process: "subprocess.Popen[bytes]") -> tuple[int, "os.struct_rusage"]:
+def _wait(process: "subprocess.Popen[bytes]") -> tuple[int, resource.struct_rusage]:
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
-        process.kill()
-        process.wait()
+        process.terminate()  # so that it can stop children of its own
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage
@@ -160,7 +165,7 @@ class DiskWatch(threading.Thread):
         while not self._stop_asked.wait(_POLL_SECONDS):
             self._look()
 
-    def __enter__(self) -> "DiskWatch":
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
+
+Sense: TypeAlias = Literal["at least", "at most"]
 
 _COLUMNS: Final = ("row", "ours", "against", "peer", "measured", "goal", "stand")
 
@@ -21,7 +23,7 @@ class Row:
     peer: str
     value: float | None
     unit: Literal["x", "s", "ms", "MB"]
-    sense: Literal["at least", "at most"]
+    sense: Sense
     goal: float
     note: str = ""
 

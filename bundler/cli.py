@@ -100,7 +100,7 @@ def lock(spec: Path, *, upgrade: bool, as_json: bool) -> None:
 @command("build")
 @click.argument("spec", type=_PATH)
 @click.option("--output", type=_PATH, required=True, metavar="DIR", help="Where bundle and kit are written.")
-@click.option("--key", type=_PATH, metavar="FILE", help="OpenSSH Ed25519 private key to sign with.")
+@click.option("--key", metavar="FILE", help="OpenSSH Ed25519 private key to sign with, or agent:FINGERPRINT.")
 @click.option("--unsigned", is_flag=True, help="Leave the slot empty, to be signed later.")
 @click.option(
     "--identity", metavar="WHO", help="Who signs, as in the kit's allowed_signers. [default: KEY.pub's comment]"
@@ -110,7 +110,7 @@ def lock(spec: Path, *, upgrade: bool, as_json: bool) -> None:
 def build(
     spec: Path,
     output: Path,
-    key: Path | None,
+    key: str | None,
     identity: str | None,
     *,
     unsigned: bool,
@@ -131,7 +131,7 @@ def build(
     if not loaded.lock_path.exists():
         write_lock(loaded.lock_path, _make_lock(loaded, upgrade=False))
     options = BuildOptions(
-        output=output, signer=signer, identity=identity or _identity_of(key), rehearse=not no_rehearsal
+        output=output, signer=signer, identity=identity or _identity_of(key, signer), rehearse=not no_rehearsal
     )
     locked = load_lock(loaded.lock_path)
     built = build_bundle(loaded, locked, Store(), options, progress=_progress("pack"), report=_step)
@@ -172,10 +172,10 @@ def keygen(path: Path, identity: str, *, as_json: bool) -> None:
 
 @command("sign")
 @click.argument("bundle", type=_PATH)
-@click.option("--key", type=_PATH, help="OpenSSH Ed25519 private key.")
+@click.option("--key", metavar="FILE", help="OpenSSH Ed25519 private key, or agent:FINGERPRINT for one of ssh-agent.")
 @click.option("--attach", type=_PATH, metavar="FILE.sig", help="A signature made elsewhere with ssh-keygen -Y sign.")
 @_json
-def sign(bundle: Path, key: Path | None, attach: Path | None, *, as_json: bool) -> None:
+def sign(bundle: Path, key: str | None, attach: Path | None, *, as_json: bool) -> None:
     """Fill or co-sign the signature slot of BUNDLE in place."""
     from bundler.sign import attach_signature, sign_bundle
     from manifests.errors import UsageError
@@ -210,6 +210,28 @@ def inspect(bundle: Path, *, as_json: bool) -> None:
 
     document = inspect_bundle(bundle)
     _print(document, "\n".join(summary_lines(document)), as_json=as_json)
+
+
+@command("extract-chunks")
+@click.argument("bundle", type=_PATH)
+@click.option("--chunks", type=_PATH, required=True, metavar="LIST", help="What `runtime repair` printed.")
+@click.option("--output", type=_PATH, required=True, metavar="FILE", help="The repair file.")
+@_json
+def extract_chunks(bundle: Path, chunks: Path, output: Path, *, as_json: bool) -> None:
+    """Write the chunks of BUNDLE that a damaged copy lacks into a small file for `runtime repair --from`."""
+    from bundler.chunks import extract_chunks as extract
+    from bundler.chunks import parse_chunk_list
+    from manifests.errors import UsageError
+
+    try:
+        text = chunks.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{chunks}: no such list", hint="runtime repair BUNDLE --list > LIST") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{chunks}: not a list of chunks: it isn't text") from None
+    done = extract(bundle, parse_chunk_list(text, where=str(chunks)), output)
+    document = {"output": str(output), "chunks": done.pieces, "size": done.size}
+    _print(document, f"{output}: {done.pieces} chunks, {_size(done.size)}", as_json=as_json)
 
 
 @command("rehearse")
@@ -269,14 +291,21 @@ def _pip_config() -> Any:  # noqa: ANN401 # a PipConfig, imported late
     return load_pip_config()
 
 
-def _identity_of(key: Path | None) -> str:
-    """Return the comment of KEY.pub, which keygen writes; the name that the kit's allowed_signers gives the signer."""
-    if key is not None:
-        public = key.with_name(f"{key.name}.pub")
-        fields = public.read_text(encoding="utf-8").split(None, 2) if public.is_file() else []
-        if len(fields) == 3 and " " not in fields[2].strip():
-            return fields[2].strip()
-    return "builder"
+def _identity_of(key: str | None, signer: Any) -> str:  # noqa: ANN401 # bundler.keys.Signer, imported late
+    """Return the comment of KEY.pub, or the agent's: the name that the kit's allowed_signers gives the signer."""
+    from bundler.keys import check_identity
+    from manifests.errors import UsageError
+
+    if key is None:
+        return "builder"
+    public = Path(f"{key}.pub")
+    fields = public.read_text(encoding="utf-8").split(None, 2) if public.is_file() else []
+    comment: str = getattr(signer, "comment", fields[2].strip() if len(fields) == 3 else "")
+    try:
+        check_identity(comment)
+    except UsageError:
+        return "builder"
+    return comment
 
 
 def _progress(label: str) -> Callable[[int], Any]:
@@ -295,10 +324,13 @@ def _step(text: str) -> None:
     _say(f"... {text}")
 
 
-def _load_signer(path: Path) -> Any:  # noqa: ANN401 # bundler.keys.Signer, imported late
+def _load_signer(key: str) -> Any:  # noqa: ANN401 # bundler.keys.Signer, imported late
+    from bundler.agent import AGENT_PREFIX, load_agent_signer
     from bundler.keys import load_signer
 
-    return load_signer(path, lambda: click.prompt(f"Passphrase of {path}", hide_input=True, err=True))
+    if key.startswith(AGENT_PREFIX):
+        return load_agent_signer(key)
+    return load_signer(Path(key), lambda: click.prompt(f"Passphrase of {key}", hide_input=True, err=True))
 
 
 def _print(document: Mapping[str, object], text: str, *, as_json: bool) -> None:

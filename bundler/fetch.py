@@ -14,6 +14,7 @@ from bundler.pipconfig import redact
 from bundler.process import run_program
 from bundler.resolver import Pin
 from bundler.store import Store
+from bundler.wheelcheck import check_stored_wheel
 from bundler.wheeltags import abi_tags, wheel_platforms
 from manifests.errors import IntegrityError, SourceError
 from manifests.manifest import Target
@@ -35,11 +36,13 @@ def fetch_pins(pins: Sequence[Pin], store: Store, target: Target, *, folder: str
 
     Raises:
         SourceError: An index can't be reached, or has the wheel no more.
-        IntegrityError: What came has another digest than what was resolved.
+        IntegrityError: What came has another digest than what was resolved, or is a wheel that contradicts itself.
     """
     missing = [pin for pin in pins if pin.sha256 not in store]
     if missing:
         _download(missing, store, target)
+    for pin in pins:
+        check_stored_wheel(store, pin.sha256, pin.filename)
     return tuple(sorted((_locked(pin, store, folder) for pin in pins), key=lambda file: file.path))
 
 

@@ -4,6 +4,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,8 +24,19 @@ from manifests.sshsig import BUNDLE_NAMESPACE, PublicKey, armored_signature, par
 _PRINCIPAL_PROBLEM = "an identity has no spaces, quotes, commas or wildcards, such as release@example.com"
 
 
+class Signer(Protocol):
+    """Whoever can sign a bundle: a key file here, or a key that an agent holds (:mod:`bundler.agent`)."""
+
+    @property
+    def key(self) -> PublicKey:
+        """The public key."""
+
+    def sign(self, message: bytes, namespace: str = BUNDLE_NAMESPACE) -> bytes:
+        """Return the armored SSH signature over ``message``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signer:
+class KeySigner:
     """A private key that is ready to sign."""
 
     private: Ed25519PrivateKey
@@ -35,12 +47,12 @@ class Signer:
         return armored_signature(self.key, self.private.sign(signed_data(message, namespace)), namespace)
 
 
-def generate_signer() -> Signer:
+def generate_signer() -> KeySigner:
     """Return a new key that exists only in memory."""
     return _signer(Ed25519PrivateKey.generate())
 
 
-def write_key(path: Path, identity: str) -> Signer:
+def write_key(path: Path, identity: str) -> KeySigner:
     """Make a key pair: ``PATH`` (mode 0600), ``PATH.pub``, ``PATH.allowed_signers``.
 
     Raises:
@@ -75,7 +87,7 @@ def allowed_signers_line(key: PublicKey, identity: str) -> str:
     return f'{identity} namespaces="sealift-*" {key.line}\n'
 
 
-def load_signer(path: Path, ask_passphrase: Callable[[], str] | None = None) -> Signer:
+def load_signer(path: Path, ask_passphrase: Callable[[], str] | None = None) -> KeySigner:
     """Load an OpenSSH private key.
 
     Args:
@@ -124,7 +136,7 @@ def _decrypt(path: Path, data: bytes, ask_passphrase: Callable[[], str] | None) 
         raise TrustError(msg, hint="pip install bcrypt") from None
 
 
-def _signer(private: Ed25519PrivateKey) -> Signer:
+def _signer(private: Ed25519PrivateKey) -> KeySigner:
     line = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
     kind, text = line.split()
-    return Signer(private=private, key=parse_public_key(kind, text))
+    return KeySigner(private=private, key=parse_public_key(kind, text))

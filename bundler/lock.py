@@ -17,7 +17,7 @@ LOCK_TYPE: Final = "urn:sealift:lock:1"
 _HEX: Final = r"[0-9a-f]{64}"
 _KEYS: Final = (
     *("_type", "apps", "created", "installer", "minimum", "models", "name", "policy", "probes"),
-    *("recommended", "resolver", "sealift", "sequence", "spec_digest", "target", "version", "wheels"),
+    *("next_signers", "recommended", "resolver", "sealift", "sequence", "spec_digest", "target", "version", "wheels"),
 )
 
 
@@ -89,6 +89,7 @@ class Lock:
     recommended: HostNeeds = HostNeeds()
     policy: Mapping[str, Json] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
+    next_signers: LockedFile | None = None
 
     def all_files(self) -> Iterator[LockedFile]:
         """Yield every file that comes out of the store."""
@@ -98,6 +99,8 @@ class Lock:
             yield from model.files
         for app in self.apps:
             yield from app.files
+        if self.next_signers:
+            yield self.next_signers
 
     def model_entries(self) -> tuple[ModelEntry, ...]:
         """Return the models as the manifest lists them."""
@@ -112,7 +115,7 @@ class Lock:
         return json.dumps(self._to_json(), indent=1, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
 
     def _to_json(self) -> dict[str, Json]:
-        return {
+        return ({"next_signers": self.next_signers.to_json()} if self.next_signers else {}) | {
             "_type": LOCK_TYPE,
             "apps": [
                 {"files": _files_json(app.files), "name": app.entry.name, "origin": app.entry.origin}
@@ -196,6 +199,11 @@ def parse_lock(data: object, where: str) -> Lock:
         recommended=_parse_needs(fields, "recommended"),
         policy=cast("Mapping[str, Json]", fields.mapping("policy")),
         probes=tuple(_parse_probe(item, path) for path, item in fields.items("probes")),
+        next_signers=(
+            _parse_file(fields.mapping("next_signers"), fields.path("next_signers"))
+            if "next_signers" in fields
+            else None
+        ),
     )
 
 

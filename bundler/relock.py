@@ -15,6 +15,7 @@ from bundler.lock import Lock, LockedApp, LockedFile
 from bundler.models import app_files, lock_model
 from bundler.pipconfig import PipConfig
 from bundler.resolver import Resolver
+from bundler.rotation import lock_next_signers
 from bundler.selfpack import self_digests
 from bundler.spec import AppSpec, Spec
 from bundler.store import Store
@@ -84,6 +85,7 @@ def lock_spec(
         recommended=spec.recommended,
         policy=spec.policy,
         probes=spec.probes,
+        next_signers=lock_next_signers(spec, store),
     )
     return _undated(lock, previous)
 

@@ -95,6 +95,7 @@ class Spec:
     recommended: HostNeeds = field(default_factory=HostNeeds)
     policy: Mapping[str, Json] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
+    next_signers: str = ""
 
     @property
     def lock_path(self) -> Path:
@@ -111,7 +112,7 @@ class Spec:
         return Path(os.path.normpath(self.path.absolute().parent / Path(location).expanduser()))
 
     def _to_json(self) -> dict[str, Json]:
-        return {
+        return ({"next-signers": self.next_signers} if self.next_signers else {}) | {
             "app": [[app.name, app.source] for app in self.apps],
             "models": [
                 {key: _frozen(getattr(model, key)) for key in ModelSpec.__slots__ if key not in {"scheme", "location"}}
@@ -161,6 +162,7 @@ def check_spec(spec: Spec) -> None:
         SpecError: With every problem that was found.
     """
     from bundler.models import app_files, folder_files  # noqa: PLC0415 - it needs this module's dataclasses
+    from bundler.rotation import check_next_signers  # noqa: PLC0415 - as the next one
 
     problems = list(_requirement_problems(spec))
     for model in (model for model in spec.models if model.scheme == "dir"):
@@ -168,6 +170,8 @@ def check_spec(spec: Spec) -> None:
         problems += _problems_of(partial(folder_files, spec.resolve_folder(model.location), model, where))
     for app in spec.apps:
         problems += _problems_of(partial(app_files, app, spec))
+    if spec.next_signers:
+        problems += _problems_of(partial(check_next_signers, spec))
     if problems:
         message = "\n".join(error.message for error in problems)
         raise SpecError(message, hint=problems[0].hint if len(problems) == 1 else None)
@@ -221,7 +225,7 @@ def parse_spec(data: Mapping[str, object], path: Path) -> Spec:
         SpecError: A key is unknown, missing or of the wrong type; a value breaks a rule.
     """
     fields = Fields(data, where=f"{path}: ", known=_TABLES, error=SpecError)
-    bundle = _table(fields, "bundle", ("name", "sequence", "version"))
+    bundle = _table(fields, "bundle", ("name", "next-signers", "sequence", "version"))
     for key in fields.mapping("python"):
         raise SpecError(f"{path}: python.{key}: carrying the interpreter is not supported yet", hint="remove [python]")
     packages = _table(fields, "packages", ("build-from-source", "requirements"))
@@ -243,6 +247,7 @@ def parse_spec(data: Mapping[str, object], path: Path) -> Spec:
         recommended=_parse_needs(_table(requires, "recommended", ("cpu-cores", "disk", "memory"))),
         policy=_parse_policy(_table(fields, "policy", _POLICY_KEYS)),
         probes=tuple(_parse_probe(item, where, models) for where, item in _items(fields, "probe")),
+        next_signers=bundle.text("next-signers", ""),
     )
 
 

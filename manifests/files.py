@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,16 @@ def write_all(descriptor: int, view: memoryview | bytes, offset: int) -> None:
     while rest:
         count = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[count:], offset + count
+
+
+def start_writing_back(descriptor: int, offset: int, size: int) -> None:
+    """Ask the system to bring a part of a file to the disk now, without waiting, so that a later sync has less to do.
+
+    On Linux POSIX_FADV_DONTNEED starts the writing of what is dirty (mm/fadvise.c); elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # advice only
+            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 def create_exclusive(path: str | Path, *, mode: int = 0o600, dir_fd: int | None = None) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from manifests.digests import BUFFER_SIZE, CHUNK_SIZE
-from manifests.files import write_all
+from manifests.files import start_writing_back, write_all
 from manifests.manifest import FileEntry
 
 MAX_THREADS: Final = 8
@@ -100,6 +100,8 @@ class Transfer:
                 write_all(sink[0], view, sink[1] + piece.offset + done)
             done += count
             self.progress.advance(count)
+        if sink is not None and piece.index is not None:
+            start_writing_back(sink[0], sink[1] + piece.offset, piece.size)
         return digest.hexdigest()
 
 

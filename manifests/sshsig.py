@@ -82,9 +82,12 @@ def signed_data(message: bytes, namespace: str, hash_algorithm: str = "sha512") 
     return _MAGIC + b"".join(map(_string, fields))
 
 
-def armored_signature(key: PublicKey, signature: bytes, namespace: str) -> bytes:
-    """Return the armored block for a raw Ed25519 ``signature`` (64 bytes) over :func:`signed_data`."""
-    inner = _string(ED25519.encode()) + _string(signature)
+def armored_signature(key: PublicKey, signature: bytes, namespace: str, *, tail: bytes = b"") -> bytes:
+    """Return the armored block for a raw Ed25519 ``signature`` (64 bytes) over :func:`signed_data`.
+
+    ``tail`` is what a token adds: one byte of flags and a counter of four.
+    """
+    inner = _string(key.type.encode()) + _string(signature) + tail
     fields = (key.blob, namespace.encode("ascii"), b"", b"sha512", inner)
     text = base64.b64encode(_MAGIC + (1).to_bytes(4, "big") + b"".join(map(_string, fields)))
     lines = b"".join(text[start : start + 70] + b"\n" for start in range(0, len(text), 70))
@@ -118,19 +121,37 @@ def parse_public_key(type_name: str, text: str) -> PublicKey:
     Raises:
         TrustError: Not base64, a type that isn't supported, or fields that contradict each other.
     """
-    key = _parse_key_blob(_decode(text.encode("ascii", "replace")))
+    key = parse_key_blob(_decode(text.encode("ascii", "replace")))
     if key.type != type_name:
         raise TrustError(f"a key line says {type_name} but its key is {key.type}")
     return key
 
 
+def parse_key_blob(blob: bytes) -> PublicKey:
+    """Parse a public key's wire form.
+
+    Raises:
+        TrustError: A type that isn't supported, a point that isn't canonical, or bytes left over.
+    """
+    wire = Wire(blob)
+    kind = wire.text()
+    if kind not in {ED25519, SK_ED25519}:
+        raise TrustError(f"key type {kind[:60]!r} isn't supported", hint=f"use {ED25519} or {SK_ED25519}")
+    point = wire.string()
+    application = wire.string() if kind == SK_ED25519 else b""
+    wire.finish()
+    if not ed25519.is_valid_public_key(point):
+        raise TrustError(f"an {kind} key is not a canonical point of large order")
+    return PublicKey(type=kind, blob=blob, point=point, application=application)
+
+
 def _parse_block(body: bytes) -> SshSignature:
-    wire = _Wire(_decode(body.replace(b"\n", b"")))
+    wire = Wire(_decode(body.replace(b"\n", b"")))
     if wire.take(6) != _MAGIC or wire.integer() != 1:
         raise TrustError("a signature block is not SSHSIG version 1")
-    key = _parse_key_blob(wire.string())
+    key = parse_key_blob(wire.string())
     namespace, reserved, algorithm = wire.text(), wire.string(), wire.text()
-    inner = _Wire(wire.string())
+    inner = Wire(wire.string())
     wire.finish()
     if reserved or not namespace or algorithm not in _HASHES:
         raise TrustError(f"a signature block has namespace {namespace!r} and hash {algorithm!r}, which isn't supported")
@@ -144,19 +165,6 @@ def _parse_block(body: bytes) -> SshSignature:
     return SshSignature(
         key=key, namespace=namespace, hash_algorithm=algorithm, signature=signature, flags=flags, counter=counter
     )
-
-
-def _parse_key_blob(blob: bytes) -> PublicKey:
-    wire = _Wire(blob)
-    kind = wire.text()
-    if kind not in {ED25519, SK_ED25519}:
-        raise TrustError(f"key type {kind[:60]!r} isn't supported", hint=f"use {ED25519} or {SK_ED25519}")
-    point = wire.string()
-    application = wire.string() if kind == SK_ED25519 else b""
-    wire.finish()
-    if not ed25519.is_valid_public_key(point):
-        raise TrustError(f"an {kind} key is not a canonical point of large order")
-    return PublicKey(type=kind, blob=blob, point=point, application=application)
 
 
 def _decode(text: bytes) -> bytes:
@@ -173,8 +181,8 @@ def _string(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-class _Wire:
-    """Reads the SSH wire format (RFC 4251, section 5) and refuses what is short or left over."""
+class Wire:
+    """Reads the SSH wire format (RFC 4251, section 5); what is short or left over is a :class:`TrustError`."""
 
     __slots__ = ("_data", "_position")
 
@@ -183,6 +191,7 @@ class _Wire:
         self._position = 0
 
     def take(self, count: int) -> bytes:
+        """Return the next ``count`` bytes."""
         end = self._position + count
         if end > len(self._data):
             raise TrustError("a key or signature ends too early")
@@ -190,17 +199,21 @@ class _Wire:
         return taken
 
     def integer(self) -> int:
+        """Return the next uint32."""
         return int.from_bytes(self.take(4), "big")
 
     def string(self) -> bytes:
+        """Return the next string, which its length precedes."""
         return self.take(self.integer())
 
     def text(self) -> str:
+        """Return the next string, which has to be ASCII."""
         try:
             return self.string().decode("ascii")
         except UnicodeDecodeError:
             raise TrustError("a key or signature has a name that isn't ASCII") from None
 
     def finish(self) -> None:
+        """Require that nothing is left."""
         if self._position != len(self._data):
             raise TrustError("a key or signature has bytes left over")

@@ -32,7 +32,7 @@ class AllowedSigner:
         """Return why this signer may not sign in ``namespace`` at ``now``, or None."""
         if self.namespaces and not _matches_list(self.namespaces, namespace):
             return f"is not allowed in namespace {namespace}"
-        clock = f"this host's clock says {now:{_CLOCK}}"
+        clock = f"judged at {now:{_CLOCK}}"
         if self.valid_after is not None and now < self.valid_after:
             return f"is valid only after {self.valid_after:{_CLOCK}}, {clock}"
         if self.valid_before is not None and now > self.valid_before:

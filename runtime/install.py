@@ -10,35 +10,41 @@ import os
 import shutil
 import string
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from manifests.bundle import TrustedBundle
-from manifests.errors import DiskError, IntegrityError, UsageError
-from manifests.files import disk_error, free_space, locked, replace_link, write_atomic
+from manifests.errors import IntegrityError, UsageError
+from manifests.files import disk_error, free_space, replace_link, write_atomic
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest
 from manifests.pieces import Progress
 from manifests.progress import format_size
 from runtime.interpreter import find_interpreter
-from runtime.layout import RECEIPT_NAME, Prefix, Receipt, Release, make_folder
+from runtime.layout import RECEIPT_NAME, Prefix, Receipt, Release, exclusive
 from runtime.preflight import disk_needed, preflight, require
 from runtime.smoke import smoke_test
-from runtime.state import State, advance_state, check_may_install, load_state
+from runtime.state import State, advance_state, check_may_install, downgrade_note, load_state, record
+from runtime.steps import Checkpoint, go_on
 from runtime.store import Store
+from runtime.trust import copy_trust
 from runtime.venv import build_venv
-
-TRUST_COPY = "allowed_signers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallOptions:
-    """What the operator chose. ``trust_text`` is kept in ``etc/`` for later checks of the installed release."""
+    """What the operator chose.
+
+    ``trust_text`` is kept in ``etc/`` for later checks of the installed release; ``notes`` go into the log beforehand.
+    ``checkpoint`` is called after each of :data:`runtime.steps.INSTALL_STEPS`.
+    """
 
     trust_text: str
+    notes: tuple[str, ...] = ()
     allow_downgrade: bool = False
     python: Path | None = None
     smoke: bool = True
+    checkpoint: Checkpoint = go_on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +85,18 @@ def install(
         report(f"preflight: writes {format_size(needed)}, {format_size(free)} are free")
         require(preflight(bundle.manifest, prefix, python=options.python))
         bundle.medium.check_layout(bundle.manifest)
-    with _exclusive(prefix, "install"):
+    with exclusive(prefix, "install"):
+        options.checkpoint("locked")
         state = load_state(prefix)
         check_may_install(state, bundle.manifest, allow_downgrade=options.allow_downgrade)
-        if release.is_complete:
-            return Installed(release=release, changed=_go_live(prefix, release, bundle.manifest, state))
-        _sweep(prefix)
-        _make_release(bundle, prefix, release, options, progress=progress, report=report)
-        return Installed(release=release, changed=_go_live(prefix, release, bundle.manifest, state))
+        for note in options.notes:
+            record(prefix, f"install {release.name}: {note}")
+        if not release.is_complete:
+            sweep(prefix)
+            options.checkpoint("swept")
+            _make_release(bundle, prefix, release, options, progress=progress, report=report)
+        changed = _go_live(prefix, release, bundle.manifest, state, options.checkpoint)
+        return Installed(release=release, changed=changed)
 
 
 def _make_release(
@@ -98,50 +108,42 @@ def _make_release(
     progress: Progress,
     report: Callable[[str], None],
 ) -> None:
-    manifest = bundle.manifest
+    manifest, checkpoint = bundle.manifest, options.checkpoint
     report("copy and verify")
-    store = Store(root=prefix.store)
-    store.ingest(bundle.medium, manifest.files, _vouched_keys(prefix), progress)
+    store = Store(root=prefix.store, checkpoint=checkpoint)
+    store.ingest(bundle.medium, manifest.files, vouched_keys(prefix), progress)
+    checkpoint("store filled")
     try:
         report("link")
         _link_files(store, release, manifest.files)
+        checkpoint("files linked")
         write_atomic(release.path / MANIFEST_NAME, bundle.medium.manifest_bytes, mode=0o444)
+        checkpoint("manifest written")
         write_atomic(release.path / SIGNATURE_NAME, bundle.medium.signature_slot, mode=0o444)
+        checkpoint("signature written")
         report("virtual environment")
         interpreter = find_interpreter(manifest.target.python, options.python)
         build_venv(prefix, release, manifest, interpreter)
+        checkpoint("venv made")
         if options.smoke:
             report("smoke test")
             smoke_test(prefix, release, manifest)
+            checkpoint("smoke tested")
         _write_settings(prefix, release, manifest, options)
+        checkpoint("settings written")
         report("receipt")
         os.sync()
+        checkpoint("synced")
         _write_receipt(bundle, release, str(interpreter.executable))
+        checkpoint("receipt written")
     except BaseException:
         # Not the store: its verified files make the next attempt fast.
-        shutil.rmtree(release.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            release.remove()
         raise
 
 
-@contextlib.contextmanager
-def _exclusive(prefix: Prefix, command: str) -> Iterator[None]:
-    for folder in (prefix.var / "run", prefix.var / "cache", prefix.var / "logs", prefix.releases, prefix.etc):
-        make_folder(folder)
-    holder = prefix.var / "install.holder"
-    with locked(prefix.install_lock, blocking=False) as got:
-        if not got:
-            with contextlib.suppress(OSError):
-                who = holder.read_text(encoding="utf-8").strip()
-                raise DiskError(f"{prefix.path}: in use by another runtime ({who})", hint="wait for it, then try again")
-            raise DiskError(f"{prefix.path}: in use by another runtime", hint="wait for it, then try again")
-        holder.write_text(f"runtime {command}, process {os.getpid()}\n", encoding="utf-8")
-        try:
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-
-
-def _sweep(prefix: Prefix) -> None:
+def sweep(prefix: Prefix) -> None:
     """Remove what interrupted installs left: folders without a receipt are not releases.
 
     uv's cache goes with them: after a power cut nobody knows which of its files are whole, and uv doesn't check them.
@@ -155,7 +157,7 @@ def _sweep(prefix: Prefix) -> None:
             leftover.unlink()
 
 
-def _vouched_keys(prefix: Prefix) -> frozenset[str]:
+def vouched_keys(prefix: Prefix) -> frozenset[str]:
     """Return the store keys that complete releases hold; one whose manifest was changed vouches for nothing."""
     keys: set[str] = set()
     for release in prefix.all_releases():
@@ -174,6 +176,7 @@ def _link_files(store: Store, release: Release, files: tuple[FileEntry, ...]) ->
                 path.parent.mkdir(parents=True, exist_ok=True)
                 made.add(path.parent)
             os.link(store.path(entry.store_key), path, follow_symlinks=False)
+            store.checkpoint("file linked")
     except OSError as error:
         raise disk_error(error, f"link files below {release.path}") from error
 
@@ -181,13 +184,27 @@ def _link_files(store: Store, release: Release, files: tuple[FileEntry, ...]) ->
 def _write_settings(prefix: Prefix, release: Release, manifest: Manifest, options: InstallOptions) -> None:
     """Expand ``${PREFIX}`` in the settings below ``etc/``; a file that the operator changed is left alone."""
     before = prefix.live()
-    write_atomic(prefix.etc / TRUST_COPY, options.trust_text.encode())
+    copy_trust(prefix, options.trust_text)
+    for path, destination in _settings(prefix, manifest):
+        known = _expanded(prefix, before, path) if before else None
+        if not destination.exists() or destination.read_bytes() == known:
+            write_atomic(destination, _expanded(prefix, release, path) or b"")
+
+
+def written_settings(prefix: Prefix) -> dict[Path, set[bytes]]:
+    """Return every settings file that installs may have written below ``etc/``, with the contents it may have."""
+    found: dict[Path, set[bytes]] = {}
+    for release in prefix.all_releases():
+        with contextlib.suppress(IntegrityError):
+            for path, destination in _settings(prefix, release.manifest()):
+                found.setdefault(destination, set()).add(_expanded(prefix, release, path) or b"")
+    return found
+
+
+def _settings(prefix: Prefix, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     for entry in manifest.of_kind("config"):
         if entry.path.endswith((".env", ".service", ".sh")):
-            destination = prefix.etc / Path(entry.path).name
-            known = _expanded(prefix, before, entry.path) if before else None
-            if not destination.exists() or destination.read_bytes() == known:
-                write_atomic(destination, _expanded(prefix, release, entry.path) or b"")
+            yield entry.path, prefix.etc / Path(entry.path).name
 
 
 def _expanded(prefix: Prefix, release: Release, path: str) -> bytes | None:
@@ -201,38 +218,27 @@ def _expanded(prefix: Prefix, release: Release, path: str) -> bytes | None:
 
 
 def _write_receipt(bundle: TrustedBundle, release: Release, python: str) -> None:
-    stats = {}
-    for entry in bundle.manifest.files:
-        status = (release.path / entry.path).lstat()
-        stats[entry.path] = (status.st_size, status.st_mtime_ns, status.st_ino)
     receipt = Receipt(
         digest=bundle.digest,
         installed=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         signers=tuple(f"{signer.principals} {signer.fingerprint}" for signer in bundle.signers),
         python=python,
-        stats=stats,
+        stats=release.stats(bundle.manifest),
     )
     write_atomic(release.path / RECEIPT_NAME, receipt.encode(), mode=0o444)
 
 
-def _go_live(prefix: Prefix, release: Release, manifest: Manifest, state: State | None) -> bool:
+def _go_live(prefix: Prefix, release: Release, manifest: Manifest, state: State | None, checkpoint: Checkpoint) -> bool:
     before = prefix.live()
     if before is not None and before.name == release.name:
         return False
-    downgrade = state is not None and manifest.sequence < state.sequence
-    _log(prefix, f"install {release.name}{', an allowed downgrade' if downgrade else ''}")
+    record(prefix, f"install {release.name}{downgrade_note(state, manifest)}")
+    checkpoint("logged")
     advance_state(prefix, state, manifest, previous=before.name if before else "")
+    checkpoint("state written")
     replace_link(prefix.current, f"releases/{release.name}")
+    checkpoint("live")
     return True
-
-
-def _log(prefix: Prefix, what: str) -> None:
-    """Add a line to ``var/logs/releases.log``: who goes live, and when."""
-    try:
-        with (prefix.var / "logs" / "releases.log").open("a", encoding="utf-8") as stream:
-            stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {what}\n")
-    except OSError as error:
-        raise disk_error(error, "write releases.log") from error
 
 
 def rollback(prefix: Prefix) -> Release:
@@ -242,16 +248,13 @@ def rollback(prefix: Prefix) -> Release:
         UsageError: There is none, or it was removed.
     """
     live = prefix.require_live()
-    with _exclusive(prefix, "rollback"):
+    with exclusive(prefix, "rollback"):
         state = load_state(prefix)
         names = {release.name: release for release in prefix.all_releases() if release.is_complete}
-        previous = names.get(state.previous) if state else None
+        previous = names.get(state.before(live.name)) if state else None
         if state is None or previous is None or previous.name == live.name:
             raise UsageError(f"{prefix.path}: there is no earlier release to go back to", hint="runtime status")
-        write_atomic(
-            prefix.state,
-            State(name=state.name, sequence=state.sequence, created=state.created, previous=live.name).encode(),
-        )
-        _log(prefix, f"rollback {previous.name}")
+        write_atomic(prefix.state, replace(state, previous=live.name, earlier=previous.name).encode())
+        record(prefix, f"rollback {previous.name}")
         replace_link(prefix.current, f"releases/{previous.name}")
         return previous

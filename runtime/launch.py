@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests.errors import AdapterError, UsageError
+from manifests.errors import AdapterError, DiskError, UsageError
 from manifests.fields import nearest_hint
 from manifests.manifest import Manifest
 from runtime.layout import Prefix, Release, make_folder
@@ -54,7 +54,7 @@ def launch(prefix: Prefix, models: Sequence[str], *, host: str, port: int) -> No
     Raises:
         UsageError: Nothing is installed, or no such model.
     """
-    release = prefix.require_live()
+    release = _hold_live(prefix)
     check_models(release.manifest(), models)
     options = ["--host", host, "--port", str(port)]
     for name in models:
@@ -63,6 +63,22 @@ def launch(prefix: Prefix, models: Sequence[str], *, host: str, port: int) -> No
     _hold_shared_lock(prefix.use_lock)
     os.chdir(prefix.var)
     os.execve(command.arguments[0], command.arguments, command.environment)  # noqa: S606 # no shell is the point
+
+
+def _hold_live(prefix: Prefix) -> Release:
+    """Return the live release, held so that gc doesn't remove it; the lock lives on in the server."""
+    while True:
+        release = prefix.require_live()
+        try:
+            descriptor = release.hold()
+        except FileNotFoundError:
+            continue  # removed since: something else is live now
+        if descriptor is None:
+            raise DiskError(f"{release.path}: is being removed", hint="runtime status")
+        if release.is_complete:
+            os.set_inheritable(descriptor, True)
+            return release
+        os.close(descriptor)
 
 
 def _hold_shared_lock(path: Path) -> None:

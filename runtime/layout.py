@@ -13,7 +13,12 @@
 A folder below ``releases/`` without ``receipt.json`` is not a release: an installer was stopped there.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +26,7 @@ from typing import Final, cast
 
 from manifests.errors import DiskError, IntegrityError, UsageError
 from manifests.fields import Fields
-from manifests.files import disk_error
+from manifests.files import disk_error, locked, sync_folder
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, manifest_digest, parse_manifest
 
 RECEIPT_NAME: Final = "receipt.json"
@@ -30,7 +35,10 @@ DIGEST_LENGTH: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What an install wrote last into its release. ``stats`` holds size, mtime in ns and inode of each payload file."""
+    """What an install wrote last into its release.
+
+    ``stats`` holds size, mtime in ns and inode of each payload file and of each file and link of the venv.
+    """
 
     digest: str
     installed: str
@@ -76,6 +84,47 @@ class Release:
         """Whether the install came to its end."""
         return (self.path / RECEIPT_NAME).is_file()
 
+    def remove(self) -> None:
+        """Remove the folder, the receipt first: what is left after an interruption is no release any more."""
+        (self.path / RECEIPT_NAME).unlink(missing_ok=True)
+        if self.path.exists():
+            sync_folder(self.path)
+            shutil.rmtree(self.path)
+
+    def hold(self, *, exclusive: bool = False) -> int | None:
+        """Return a descriptor that locks this release, None where that can't be had at once.
+
+        Whoever works by a release's own path holds it shared, whoever removes the release exclusively; it ends with
+        the descriptor. The lock is on the folder: files inside it are replaced by a repair.
+
+        Raises:
+            DiskError: The folder can't be locked; FileNotFoundError means that it was removed.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno == errno.EWOULDBLOCK:
+                return None
+            raise disk_error(error, f"lock {self.path}") from error
+        return descriptor
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep the release from being removed while it is worked with.
+
+        Raises:
+            DiskError: It is being removed.
+        """
+        descriptor = self.hold()
+        if descriptor is None:
+            raise DiskError(f"{self.path}: is being removed", hint="runtime status")
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def manifest_bytes(self) -> bytes:
         """Return the bytes of the release's manifest.json."""
         return _read(self.path / MANIFEST_NAME)
@@ -94,6 +143,12 @@ class Release:
         if not self.name.endswith(f"-{manifest_digest(data)[:DIGEST_LENGTH]}"):
             raise IntegrityError(f"{self.path / MANIFEST_NAME}: does not have the digest that the release is named by")
         return parse_manifest(data)
+
+    def stats(self, manifest: Manifest) -> dict[str, tuple[int, int, int]]:
+        """Return size, mtime in ns and inode of each payload file and of everything in the venv, as it is now."""
+        venv = (f"venv/{path}" for path in walk_files(self.venv))
+        found = {path: (self.path / path).lstat() for path in (*(entry.path for entry in manifest.files), *venv)}
+        return {path: (status.st_size, status.st_mtime_ns, status.st_ino) for path, status in found.items()}
 
     def receipt(self) -> Receipt:
         """Return the receipt.
@@ -195,6 +250,14 @@ class Prefix:
         return release
 
 
+def walk_files(folder: Path) -> Iterator[str]:
+    """Yield the path, relative to ``folder``, of everything below it that is no folder; links are not followed."""
+    for parent, folders, files in os.walk(folder):
+        inside = os.path.relpath(parent, folder)
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        yield from (os.path.normpath(f"{inside}/{name}") for name in (*files, *links))
+
+
 def _stat_triple(fields: Fields, key: str, value: object) -> tuple[int, int, int]:
     if not isinstance(value, list) or len(value) != 3 or not all(isinstance(item, int) for item in value):
         raise fields.fail("stats", f"{key}: expected size, mtime and inode")
@@ -222,3 +285,26 @@ def make_folder(path: Path) -> None:
         raise DiskError(f"can't create {path}: something that isn't a folder is there") from None
     except OSError as error:
         raise disk_error(error, f"create {path}") from error
+
+
+@contextlib.contextmanager
+def exclusive(prefix: Prefix, command: str) -> Iterator[None]:
+    """Hold the prefix for whoever changes it; the folders of ``var`` and ``etc`` are there inside.
+
+    Raises:
+        DiskError: Another one holds it; the message says who.
+    """
+    for folder in (prefix.var / "run", prefix.var / "cache", prefix.var / "logs", prefix.releases, prefix.etc):
+        make_folder(folder)
+    holder = prefix.var / "install.holder"
+    with locked(prefix.install_lock, blocking=False) as got:
+        if not got:
+            with contextlib.suppress(OSError):
+                who = holder.read_text(encoding="utf-8").strip()
+                raise DiskError(f"{prefix.path}: in use by another runtime ({who})", hint="wait for it, then try again")
+            raise DiskError(f"{prefix.path}: in use by another runtime", hint="wait for it, then try again")
+        holder.write_text(f"runtime {command}, process {os.getpid()}\n", encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)

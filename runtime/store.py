@@ -18,6 +18,7 @@ from manifests.manifest import FileEntry
 from manifests.medium import Medium, list_problems
 from manifests.pieces import Damage, Piece, Progress, ReadAt, Silent, Transfer, pieces_of, run_all, thread_count
 from runtime.layout import make_folder
+from runtime.steps import Checkpoint, go_on
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class Store:
     """Blobs below ``root``, by :attr:`FileEntry.store_key`."""
 
     root: Path
+    checkpoint: Checkpoint = go_on
 
     def path(self, key: str) -> Path:
         """Return where the blob ``key`` lies or would lie."""
@@ -66,7 +68,7 @@ class Store:
             threads: Pieces at a time, one for each core by default.
 
         Raises:
-            IntegrityError: Names every damaged file; good blobs stay for the next run.
+            IntegrityError: Names every damaged file; good blobs and good chunks stay for the next run.
             DiskError: No space, no permission.
         """
         stop = threading.Event()
@@ -103,19 +105,37 @@ class Store:
         self, medium: Medium, filling: _Filling, piece: Piece, transfer: Transfer, damaged: list[Damage]
     ) -> Callable[[memoryview], None]:
         def task(buffer: memoryview) -> None:
-            descriptor = os.open(filling.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                if not (filling.resumed and _has_piece(descriptor, piece, transfer, buffer)):
-                    with medium.reader(piece.entry) as read:
-                        got = transfer.check(piece, read, buffer, (descriptor, 0))
-                    if got != piece.sha256:
-                        damaged.append(Damage(piece=piece, got=got))
-                        filling.good = False
-            finally:
-                os.close(descriptor)
-            self._finish_piece(filling)
+                self._take_piece(medium, filling, piece, transfer, damaged, buffer=buffer)
+                self.checkpoint("piece written")
+                self._finish_piece(filling)
+            except BaseException:
+                if not filling.entry.chunks:
+                    filling.partial.unlink(missing_ok=True)
+                raise
 
         return task
+
+    def _take_piece(
+        self,
+        medium: Medium,
+        filling: _Filling,
+        piece: Piece,
+        transfer: Transfer,
+        damaged: list[Damage],
+        *,
+        buffer: memoryview,
+    ) -> None:
+        descriptor = os.open(filling.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if not (filling.resumed and _has_piece(descriptor, piece, transfer, buffer)):
+                with medium.reader(piece.entry) as read:
+                    got = transfer.check(piece, read, buffer, (descriptor, 0))
+                if got != piece.sha256:
+                    damaged.append(Damage(piece=piece, got=got))
+                    filling.good = False
+        finally:
+            os.close(descriptor)
 
     def _begin(self, key: str, entry: FileEntry) -> _Filling:
         """Prepare the partial file. Only a chunked file resumes; a small one is simply read again."""
@@ -135,10 +155,13 @@ class Store:
             if filling.left:
                 return
         if not filling.good:
-            filling.partial.unlink()
+            if not filling.entry.chunks:  # a resume hashes every chunk again, so the good ones may stay
+                filling.partial.unlink()
             return
+        self.checkpoint("blob checked")
         filling.partial.chmod(READ_ONLY_EXECUTABLE if filling.entry.executable else READ_ONLY)
         filling.partial.replace(self.path(filling.entry.store_key))
+        self.checkpoint("blob stored")
 
     def _has_size(self, key: str, size: int) -> bool:
         try:

@@ -6,11 +6,12 @@ installed: a module that was edited together with its installed RECORD line is f
 
 import base64
 import configparser
+import contextlib
 import csv
 import hashlib
 import io
-import os
 import re
+import stat
 import threading
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,14 +22,15 @@ from typing import Final
 from manifests.errors import IntegrityError
 from manifests.files import write_atomic
 from manifests.manifest import Manifest
-from manifests.pieces import run_all, thread_count
-from runtime.layout import Release
+from manifests.pieces import Progress, Silent, run_all, thread_count
+from runtime.layout import Release, walk_files
 
 _INSTALLER_OWN: Final = ("INSTALLER", "REQUESTED", "RECORD", "uv_cache.json")
 _CONFIG_KEYS: Final = frozenset(
     {"home", "implementation", "uv", "version_info", "include-system-site-packages", "relocatable"}
 )
 _CONFIG: Final = "pyvenv.cfg"
+_NEVER: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | stat.S_IWOTH
 _ENTRY_POINT: Final = re.compile(r"([\w.-]+)\s*:\s*([\w.-]+)\s*(?:\[[^]]*\]\s*)?")
 _SHEBANG: Final = """#!/bin/sh
 '''exec' "$(dirname -- "$(realpath -- "$0")")"/'python' "$0" "$@"
@@ -55,8 +57,13 @@ class ExpectedFile:
     sha256: bytes | None
 
 
-def check_venv(release: Release, manifest: Manifest) -> list[str]:
+def check_venv(release: Release, manifest: Manifest, progress: Progress | None = None) -> list[str]:
     """Return every difference between the venv and the signed wheels; an empty list is good news.
+
+    Args:
+        release: Whose venv.
+        manifest: Its manifest, whose wheels were checked.
+        progress: Told of every byte that is read.
 
     Raises:
         IntegrityError: A wheel of the release can't be read.
@@ -66,7 +73,7 @@ def check_venv(release: Release, manifest: Manifest) -> list[str]:
     for entry in manifest.of_kind("wheel"):
         for item in expected_files(release.path / entry.path, site):
             expected[item.path] = item
-    found = set(_walk(release.venv))
+    found = set(walk_files(release.venv))
     links = _expected_links(release, manifest)
     generated = _generated(expected, site) | links.keys() | {_CONFIG}
     missing = (expected.keys() | links.keys() | {_CONFIG}) - found
@@ -74,7 +81,10 @@ def check_venv(release: Release, manifest: Manifest) -> list[str]:
     problems += [f"venv/{path}: no wheel brought it" for path in sorted(found - expected.keys() - generated)]
     problems += _link_problems(release, links, found)
     problems += _config_problems(release) if _CONFIG in found else []
-    return problems + _changed(release.venv, [item for item in expected.values() if item.path in found])
+    problems += _mode_problems(release.venv, found)
+    return problems + _changed(
+        release.venv, [item for item in expected.values() if item.path in found], progress or Silent()
+    )
 
 
 def write_scripts(release: Release, manifest: Manifest) -> None:
@@ -156,16 +166,6 @@ def _scripts(text: str) -> Iterator[tuple[str, bytes]]:
                 yield name, (_SHEBANG + body).encode("utf-8")
 
 
-def _walk(venv: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(venv):
-        for name in files:
-            yield (Path(folder) / name).relative_to(venv).as_posix()
-        for name in folders:
-            path = Path(folder) / name
-            if path.is_symlink():
-                yield path.relative_to(venv).as_posix()
-
-
 def _generated(expected: Collection[str], site: str) -> set[str]:
     """Return what uv may write beside a wheel's files: its notes in the wheel's own dist-info folder."""
     folders = {path.rsplit("/", 1)[0] for path in expected if path.endswith(".dist-info/METADATA")}
@@ -187,6 +187,18 @@ def _link_problems(release: Release, links: Mapping[str, str], found: Collection
             yield f"venv/{name}: a link to {path.readlink()}, expected {target}"
 
 
+def _mode_problems(venv: Path, found: Collection[str]) -> Iterator[str]:
+    """Yield files with modes that no umask of an installer gives, and programs that can't be run."""
+    for name in sorted(found):
+        status = (venv / name).lstat()
+        if stat.S_ISREG(status.st_mode):
+            mode = stat.S_IMODE(status.st_mode)
+            if mode & _NEVER:
+                yield f"venv/{name}: mode {mode:04o}, expected {mode & ~_NEVER:04o}"
+            elif name.startswith("bin/") and not mode & stat.S_IXUSR:
+                yield f"venv/{name}: mode {mode:04o}, expected a program"
+
+
 def _config_problems(release: Release) -> Iterator[str]:
     """Yield what would make the interpreter look for modules elsewhere (``site``, and PEP 405)."""
     try:
@@ -203,7 +215,7 @@ def _config_problems(release: Release) -> Iterator[str]:
             yield f"venv/{_CONFIG}: {key} is {', '.join(values) or 'missing'}, expected {value}"
 
 
-def _changed(venv: Path, items: list[ExpectedFile]) -> list[str]:
+def _changed(venv: Path, items: list[ExpectedFile], progress: Progress) -> list[str]:
     problems: list[str] = []
 
     def check(item: ExpectedFile) -> Callable[[memoryview], None]:
@@ -213,6 +225,8 @@ def _changed(venv: Path, items: list[ExpectedFile]) -> list[str]:
                 problems.append(f"venv/{item.path}: not a regular file")
             elif item.sha256 is not None and _digest(path, buffer) != item.sha256:
                 problems.append(f"venv/{item.path}: content changed")
+            with contextlib.suppress(OSError):
+                progress.advance(path.lstat().st_size)
 
         return task
 

@@ -3,6 +3,8 @@
 Nothing stops at the first problem: every section runs, and the report lists all findings.
 """
 
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from manifests.medium import FolderMedium
 from manifests.pieces import Progress
 from manifests.trust import TrustRoot
 from runtime.interpreter import find_interpreter
-from runtime.layout import RECEIPT_NAME, Prefix, Release
+from runtime.layout import RECEIPT_NAME, Prefix, Release, walk_files
 from runtime.preflight import platform_problem
 from runtime.probe import ask_probes
 from runtime.venv_check import check_venv
@@ -71,6 +73,21 @@ def verify_release(
     Returns:
         Every section, in order. Problems are in the report, not raised.
     """
+    with release.used():
+        return _verify_held(prefix, release, options, progress, report)
+
+
+def checked_size(release: Release, depth: str) -> int:
+    """Return how many bytes :func:`verify_release` reads of payload and venv, 0 where it only looks at them."""
+    if depth == "quick":
+        return 0
+    venv = sum((release.venv / name).lstat().st_size for name in walk_files(release.venv))
+    return release.manifest().payload_size + venv
+
+
+def _verify_held(
+    prefix: Prefix, release: Release, options: VerifyOptions, progress: Progress, report: Callable[[str], None]
+) -> ReleaseReport:
     digest = release.receipt().digest
     manifest = release.manifest()
     checks: list[tuple[str, type[SealiftError], Callable[[], tuple[str, list[str]]]]] = [
@@ -78,7 +95,7 @@ def verify_release(
         ("files", IntegrityError, lambda: _check_files(release, manifest, options.depth, progress)),
     ]
     if options.depth != "quick":
-        checks.append(("venv", IntegrityError, lambda: ("every file of every wheel", check_venv(release, manifest))))
+        checks.append(("venv", IntegrityError, lambda: _check_venv(release, manifest, progress)))
     checks.append(("host", HostError, lambda: _check_host(release, manifest)))
     if options.models and manifest.models:
         checks.append(("models", AdapterError, lambda: ask_probes(prefix, release, manifest)))
@@ -111,7 +128,7 @@ def _check_files(release: Release, manifest: Manifest, depth: str, progress: Pro
     what = f"{len(manifest.files)} files, {'by size, time and inode' if depth == 'quick' else 'by digest'}"
     problems = list(_listing_problems(release, manifest))
     if depth == "quick":
-        return what, problems + list(_stat_problems(release))
+        return what, problems + list(_stat_problems(release, manifest))
     medium = FolderMedium(release.path)
     present = tuple(entry for entry in manifest.files if (release.path / entry.path).is_file())
     problems += [str(damage) for damage in find_damage(medium, present, progress)]
@@ -132,6 +149,10 @@ def _listing_problems(release: Release, manifest: Manifest) -> Iterator[str]:
         yield f"{path}: missing"
     for path in sorted(found - expected.keys() - own):
         yield f"{path}: not in the manifest"
+    for folder, _, _ in os.walk(release.path):
+        mode = stat.S_IMODE(os.lstat(folder).st_mode)
+        if mode & stat.S_IWOTH:
+            yield f"{os.path.relpath(folder, release.path)}/: mode {mode:04o}, everyone may write there"
     for path in sorted(expected.keys() & found):
         status = (release.path / path).lstat()
         if status.st_size > expected[path].size:  # a shorter one fails by its digest
@@ -142,14 +163,24 @@ def _listing_problems(release: Release, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: mode {mode:04o}, expected {wanted:04o}"
 
 
-def _stat_problems(release: Release) -> Iterator[str]:
-    for path, expected in release.receipt().stats.items():
+def _stat_problems(release: Release, manifest: Manifest) -> Iterator[str]:
+    stats = release.receipt().stats
+    payload = {entry.path for entry in manifest.files}
+    venv = {f"venv/{path}" for path in walk_files(release.venv)}
+    yield from (f"{path}: not there after the install" for path in sorted(venv - stats.keys()))
+    for path, expected in stats.items():
         try:
             status = (release.path / path).lstat()
         except FileNotFoundError:
-            continue  # the listing names it
+            if path not in payload:  # the listing names those
+                yield f"{path}: missing"
+            continue
         if (status.st_size, status.st_mtime_ns, status.st_ino) != expected:
             yield f"{path}: size, time or inode changed since the install"
+
+
+def _check_venv(release: Release, manifest: Manifest, progress: Progress) -> tuple[str, list[str]]:
+    return "every file of every wheel", check_venv(release, manifest, progress)
 
 
 def _check_host(release: Release, manifest: Manifest) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The builder's command line as a person uses it: a home, a cache and an index of their own, subprocesses all the way."""
+"""The builder's command line as a person uses it: a home, a cache and an index of their own, real subprocesses."""
 
 import json
 import os

@@ -13,6 +13,7 @@ from manifests.errors import DiskError, SealiftError
 from runtime.cli.bundles import add_bundle_commands
 from runtime.cli.releases import add_release_commands
 from runtime.cli.shared import say
+from runtime.cli.trusting import add_trust_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_bundle_commands(commands)
     add_release_commands(commands)
+    add_trust_commands(commands)
     return parser
 
 

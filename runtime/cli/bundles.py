@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 from manifests.errors import UsageError
-from runtime.cli.shared import Commands, add_command, add_prefix, add_trust, answer, parse_trust, read_trust, say
+from runtime.cli.shared import Commands, add_command, add_prefix, add_trust, answer, say
+from runtime.cli.trusting import choose_trust, offer_rotation
 
 
 def add_bundle_commands(commands: Commands) -> None:
@@ -28,7 +28,9 @@ def _add_install(commands: Commands) -> None:
     parser = add_command(commands, "install", "Verify a bundle and make it the live release of a prefix.")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     add_prefix(parser)
-    add_trust(parser, required=True)
+    add_trust(parser, "those of `runtime trust init`")
+    text = "make the signers that this bundle proposes those of the prefix"
+    parser.add_argument("--accept-signers", action="store_true", help=text)
     parser.add_argument("--allow-downgrade", action="store_true", help="accept a bundle older than what was installed")
     parser.add_argument("--python", type=Path, metavar="FILE", help="the Python to make the environment from")
     parser.add_argument("--no-smoke", action="store_true", help="skip the import test of the new environment")
@@ -39,7 +41,7 @@ def _add_verify(commands: Commands) -> None:
     parser = add_command(commands, "verify", "Verify a bundle on its medium, or the installed release before go-live.")
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
     add_prefix(parser, required=False)
-    add_trust(parser, required=False)
+    add_trust(parser, "the prefix's own; needed for a BUNDLE")
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="sizes, times and inodes instead of digests (installed)")
     depth.add_argument("--deep", action="store_true", help="whole-file digests of chunked files too")
@@ -72,16 +74,16 @@ def _install(arguments: argparse.Namespace) -> int:
     from runtime.layout import Prefix
 
     prefix = Prefix(path=arguments.prefix.absolute())
-    text = read_trust(arguments.trust)
+    chosen = choose_trust(arguments, prefix, confirmed=True)
     options = InstallOptions(
-        trust_text=text,
+        trust_text=chosen.text,
+        notes=(chosen.time.note,) if chosen.time.note else (),
         allow_downgrade=arguments.allow_downgrade,
         python=arguments.python,
         smoke=not arguments.no_smoke,
     )
     with open_medium(arguments.bundle) as medium:
-        trust = parse_trust(text, arguments.trust)
-        bundle = verify_trust(medium, trust, threshold=arguments.signatures, now=datetime.now(UTC))
+        bundle = verify_trust(medium, chosen.trust, threshold=arguments.signatures, now=chosen.time.now)
         for signer in bundle.signers:
             say(f"signed by {signer.principals} {signer.fingerprint}")
         with ProgressBar("copy and verify", bundle.manifest.payload_size, sys.stderr) as progress:
@@ -92,6 +94,7 @@ def _install(arguments: argparse.Namespace) -> int:
         "digest": bundle.digest,
         "path": str(done.release.path),
         "changed": done.changed,
+        **offer_rotation(arguments, prefix, done.release, bundle, chosen),
     }
     answer(arguments, document, [f"{done.release.name} {what} ({done.release.path})"])
     return 0
@@ -108,13 +111,9 @@ def _verify_bundle(arguments: argparse.Namespace) -> int:
     from manifests.medium import open_medium
     from manifests.progress import ProgressBar, format_size
 
-    if arguments.trust is None:
-        raise UsageError(
-            "verify BUNDLE needs --trust ALLOWED_SIGNERS", hint="the file came with the kit, not the bundle"
-        )
-    trust = parse_trust(read_trust(arguments.trust), arguments.trust)
+    chosen = choose_trust(arguments, None)
     with open_medium(arguments.bundle) as medium:
-        bundle = verify_trust(medium, trust, threshold=arguments.signatures, now=datetime.now(UTC))
+        bundle = verify_trust(medium, chosen.trust, threshold=arguments.signatures, now=chosen.time.now)
         manifest = bundle.manifest
         with ProgressBar("verify", manifest.payload_size, sys.stderr) as progress:
             verify_content(medium, manifest, progress, deep=arguments.deep)
@@ -132,24 +131,26 @@ def _verify_bundle(arguments: argparse.Namespace) -> int:
 
 def _verify_prefix(arguments: argparse.Namespace) -> int:
     from manifests.progress import ProgressBar
-    from runtime.install import TRUST_COPY
     from runtime.layout import Prefix
-    from runtime.verify import VerifyOptions, verify_release
+    from runtime.state import record
+    from runtime.verify import VerifyOptions, checked_size, verify_release
 
     prefix = Prefix(path=arguments.prefix.absolute())
     release = prefix.require_live()
-    path = arguments.trust or prefix.etc / TRUST_COPY
+    chosen = choose_trust(arguments, prefix)
+    if arguments.verify_time is not None:
+        record(prefix, f"verify {release.name}: {chosen.time.note}")
     source = str(arguments.trust) if arguments.trust else "the prefix itself (no --trust was given)"
     depth = "quick" if arguments.quick else "deep" if arguments.deep else "normal"
     options = VerifyOptions(
-        trust=parse_trust(read_trust(path), path),
+        trust=chosen.trust,
         trust_source=source,
-        now=datetime.now(UTC),
+        now=chosen.time.now,
         threshold=arguments.signatures,
         depth=depth,
         models=not (arguments.no_models or arguments.quick),
     )
-    with ProgressBar("verify", release.manifest().payload_size, sys.stderr) as progress:
+    with ProgressBar("verify", checked_size(release, depth), sys.stderr) as progress:
         found = verify_release(prefix, release, options, progress, lambda step: say(f"... {step}"))
     rows = [
         {"name": s.name, "checked": s.checked, "problems": list(s.problems), "seconds": round(s.seconds, 2)}

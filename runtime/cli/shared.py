@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -29,13 +30,28 @@ def add_prefix(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     parser.add_argument("--prefix", type=Path, required=required, metavar="DIR", help="where releases are installed")
 
 
-def add_trust(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Add ``--trust`` and ``--signatures``."""
-    text = "OpenSSH allowed_signers file, which reached you by another way than the bundle"
-    parser.add_argument("--trust", type=Path, required=required, metavar="ALLOWED_SIGNERS", help=text)
+def add_trust(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    """Add ``--trust`` and what belongs to it; ``otherwise`` says who is trusted without."""
+    text = f"OpenSSH allowed_signers file, which reached you by another way than the bundle (without: {otherwise})"
+    parser.add_argument("--trust", type=Path, metavar="ALLOWED_SIGNERS", help=text)
+    parser.add_argument(
+        "--revoked", type=Path, metavar="FILE", help="public keys that are no longer trusted, one a line"
+    )
+    text = "judge the signers' validity at this time instead of now: YYYYMMDD[HHMM[SS]][Z]; it is logged"
+    parser.add_argument("--verify-time", type=moment, metavar="TIME", help=text)
     parser.add_argument(
         "--signatures", type=positive, default=1, metavar="N", help="distinct keys that must have signed"
     )
+
+
+def moment(text: str) -> datetime:
+    """Parse a time as OpenSSH writes it; local unless it ends in Z. Returns UTC."""
+    from manifests.trust import parse_time
+
+    try:
+        return parse_time(text)
+    except TrustError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
 
 
 def positive(text: str) -> int:

@@ -5,14 +5,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from bundler.spec import ADAPTERS
 from bundler.relock import SERVING_REQUIREMENTS
+from bundler.spec import ADAPTERS
 from tests.factories import Key, is_root, make_key, tree_of
 from tests.factories_cli import Builder, interrupt, wait_until_gone, wheel_links, without_privileges, write_spec
 from tests.factories_closed import HOST_TARGET, flip_bit, program
@@ -24,6 +25,7 @@ HEAVY = 128 * 1024 * 1024
 STEM = f"demo-1.0.0-{HOST_TARGET.platform}-cp{HOST_TARGET.python.replace('.', '')}-cpu"
 COUNT_IO = """
 import sys
+import time
 from pathlib import Path
 from bundler.build import BuildOptions, build_bundle
 from bundler.lock import load_lock
@@ -46,7 +48,7 @@ print(*(int(after[name]) - int(before[name]) for name in ("rchar", "wchar")))
 
 
 def make_stubs(folder: Path) -> Path:
-    """Write empty wheels of what a bundle with models asks for, so that it stays small and resolves without an index."""
+    """Write empty wheels of what a bundle with models asks for, so that it stays small."""
     versions = {"torch": "2.13.0+cpu", "transformers": "5.24.0"}
     for requirement in SERVING_REQUIREMENTS:
         name, _, least = requirement.partition(">=")
@@ -75,7 +77,7 @@ class Scene:
         """Build without rehearsal and return the bundle."""
         options = options or ("--key", self.key.path)
         document = self.builder.json("build", "demo.toml", "--output", output, "--no-rehearsal", *options)
-        return self.folder / document["bundle"]
+        return self.folder / str(document["bundle"])
 
     def refused(self, output: Path | str = "out") -> tuple[int, str]:
         """Have a build refused; return exit code and messages."""
@@ -127,7 +129,13 @@ def test_neither_folder_nor_umask_nor_zone_nor_language_nor_store_matter(
     scene: Scene, bundle: Path, tmp_path: Path
 ) -> None:
     moved = scene.copy(tmp_path / "else where")
-    variables = {"TZ": "Asia/Seoul", "LANG": "ko_KR.UTF-8", "LC_ALL": "C", "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": ""}
+    variables = {
+        "TZ": "Asia/Seoul",
+        "LANG": "ko_KR.UTF-8",
+        "LC_ALL": "C",
+        "PYTHONHASHSEED": "7",
+        "SOURCE_DATE_EPOCH": "",
+    }
     moved = replace(moved, builder=replace(moved.builder, umask=0o077, variables=variables))
     shutil.rmtree(moved.folder / "model")
     again = moved.build("out")
@@ -178,7 +186,10 @@ def test_the_kit_s_sums_are_true_of_kit_and_medium(bundle: Path, tmp_path: Path)
     subprocess.run([program("tar"), "-xf", str(bundle), "-C", str(tmp_path), "bootstrap"], check=True)
     shutil.copytree(kit_of(bundle), tmp_path / "bootstrap", dirs_exist_ok=True)
     done = subprocess.run(
-        [program("sha256sum"), "--strict", "-c", "SHA256SUMS"], cwd=tmp_path / "bootstrap", capture_output=True, check=False
+        [program("sha256sum"), "--strict", "-c", "SHA256SUMS"],
+        cwd=tmp_path / "bootstrap",
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     assert done.stdout.count(b": OK\n") == 5
@@ -219,11 +230,9 @@ def test_a_lock_of_another_sealift(scene: Scene, tmp_path: Path) -> None:
     document = json.loads(lock.read_text())
     document["sealift"] |= {"runtime.pyz": "0" * 64, "templates": "1" * 64}
     lock.write_text(json.dumps(document))
-    assert changed.refused() == (
-        2,
-        "error: demo.lock: was made by another Sealift: runtime.pyz, templates differ from what is installed here\n"
-        "hint: bundler lock demo.toml, or install the Sealift that made the lock\n",
-    )
+    what = "was made by another Sealift: runtime.pyz, templates differ from what is installed here"
+    hint = "bundler lock demo.toml, or install the Sealift that made the lock"
+    assert changed.refused() == (2, f"error: demo.lock: {what}\nhint: {hint}\n")
     assert not (changed.folder / "out").exists()
 
 
@@ -326,6 +335,7 @@ def test_a_signal_in_the_middle_leaves_nothing(heavy: Scene, tmp_path: Path, num
     for line in process.stderr:
         if line.startswith(f"... {step}"):
             break
+    time.sleep(0.3 if step == "rehearse" else 0)  # until something is being played in there
     words = interrupt(process, number)
     assert process.returncode == 130, words
     assert words.endswith("stopped: nothing half-made was left; run the same command again to go on\n")

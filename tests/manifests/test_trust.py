@@ -159,7 +159,7 @@ def test_validity(key: Key, options: str, days: int, problem: str | None) -> Non
     else:
         assert refusal(slot, trust, now=now) == (
             f"the bundle has 0 of 1 trusted signatures; key {key.public.fingerprint} (who) {problem}, "
-            f"this host's clock says {now:%Y-%m-%d %H:%M:%SZ}"
+            f"judged at {now:%Y-%m-%d %H:%M:%SZ}"
         )
 
 

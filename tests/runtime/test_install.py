@@ -122,7 +122,10 @@ def test_downgrade_needs_a_word(tmp_path: Path, host: Host, first: ClosedBundle,
     assert live_name(prefix) == done["release"]
     assert json.loads((prefix / "state.json").read_text())["sequence"] == 1767323099, "the maximum never goes back"
     log = (prefix / "var/logs/releases.log").read_text().splitlines()
-    assert log[-1].endswith(f"Z install {done['release']}, an allowed downgrade")
+    assert log[-1].endswith(
+        f"Z install {done['release']}, an allowed downgrade: sequence 1767323045, 2026-01-02T03:04:05Z, "
+        "after sequence 1767323099, 2026-01-02T03:04:05Z"
+    )
     assert len(log) == 2
 
 

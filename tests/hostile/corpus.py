@@ -1,0 +1,11 @@
+"""The whole corpus."""
+
+from typing import Final
+
+from tests.hostile.contents import CONTENT_ATTACKS
+from tests.hostile.documents import DOCUMENT_ATTACKS
+from tests.hostile.frames import FRAME_ATTACKS
+from tests.hostile.lab import Attack
+from tests.hostile.signatures import SIGNATURE_ATTACKS
+
+CORPUS: Final[tuple[Attack, ...]] = (*FRAME_ATTACKS, *DOCUMENT_ATTACKS, *SIGNATURE_ATTACKS, *CONTENT_ATTACKS)

@@ -1,0 +1,102 @@
+"""``runtime uninstall``: everything of ours goes, what the operator put there stays and is named."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.factories import tree_of
+from tests.factories_closed import ClosedBundle, Host
+from tests.factories_kill import Installer, clone
+
+
+@pytest.fixture
+def prefix(tmp_path: Path, installed: Path) -> Path:
+    """A copy of a prefix where the first bundle is live."""
+    return clone(installed, tmp_path / "prefix")
+
+
+def test_nothing_is_left(prefix: Path, host: Host, first: ClosedBundle, second: ClosedBundle) -> None:
+    assert Installer(host=host).run(second, prefix, "venv made").status == -9, "leaves an unfinished release"
+    done = host.runtime(first.pyz, "uninstall", "--prefix", prefix, "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["left"] == []
+    assert document["freed"] > sum(entry.size for entry in first.manifest.files)
+    assert not prefix.exists()
+
+
+def test_what_is_foreign_stays_and_is_named(installed: Path, tmp_path: Path, host: Host, first: ClosedBundle) -> None:
+    del installed
+    prefix = tmp_path / "prefix"
+    done = Installer(host=host).run(first, prefix)
+    assert done.status == 0, done.words
+    mine = {
+        "etc/offline.env": b"CHANGED=1\n",
+        "etc/revoked_keys": b"# none\n",
+        "releases/notes.txt": b"a",
+        f"releases/{done.release}/docs/mine.txt": b"b",
+        "store/sha256/README": b"c",
+        "var/logs/sealift.log": b"d",
+        "top": b"e",
+    }
+    for name, data in mine.items():
+        (prefix / name).write_bytes(data)
+    done_ = host.runtime(first.pyz, "uninstall", "--prefix", prefix, "--yes")
+    assert done_.returncode == 0, done_.stderr
+    assert done_.stdout.splitlines()[1:] == [f"left: {prefix / name}" for name in sorted(mine)]
+    assert tree_of(prefix) == mine
+
+
+@pytest.mark.parametrize("lock", ["release", "use.lock", "install.lock"])
+def test_refused_while_in_use(prefix: Path, host: Host, first: ClosedBundle, lock: str) -> None:
+    path = (prefix / "current").resolve() if lock == "release" else prefix / "var" / lock
+    descriptor = os.open(path, os.O_RDONLY | (0 if lock == "release" else os.O_CREAT))
+    fcntl.flock(descriptor, fcntl.LOCK_EX if lock == "install.lock" else fcntl.LOCK_SH)
+    before = tree_of(prefix)
+    try:
+        done = host.runtime(first.pyz, "uninstall", "--prefix", prefix, "--yes")
+    finally:
+        os.close(descriptor)
+    assert done.returncode == 7
+    words = {
+        "release": f"{prefix}: release {path.name} is in use",
+        "use.lock": f"{prefix}: is in use by a server",
+        "install.lock": f"{prefix}: in use by another runtime",
+    }
+    assert f"error: {words[lock]}" in done.stderr
+    assert tree_of(prefix) == before
+
+
+def test_it_asks(prefix: Path, host: Host, first: ClosedBundle) -> None:
+    done = host.runtime(first.pyz, "uninstall", "--prefix", prefix)
+    assert done.returncode == 2
+    assert done.stderr == "error: uninstall asks before it removes anything\nhint: without a terminal: --yes\n"
+    assert (prefix / "current").is_symlink()
+
+
+def test_an_answer_that_is_not_yes(prefix: Path, host: Host, first: ClosedBundle) -> None:
+    words = [str(word) for word in host.runtime_words(first.pyz, "uninstall", "--prefix", prefix)]
+    code = (
+        "import os, pty, sys\n"
+        "pid, terminal = pty.fork()\n"
+        "if pid == 0: os.execv(sys.argv[2], sys.argv[2:])\n"
+        "os.write(terminal, sys.argv[1].encode() + b'\\n')\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    refused = host.run(host.python, "-c", code, "no", *words)
+    assert refused.returncode == 2
+    assert (prefix / "current").is_symlink()
+    assert host.run(host.python, "-c", code, "yes", *words).returncode == 0
+    assert not prefix.exists()
+
+
+def test_nothing_to_uninstall(tmp_path: Path, host: Host, first: ClosedBundle) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_bytes(b"x")
+    done = host.runtime(first.pyz, "uninstall", "--prefix", tmp_path / "other", "--yes")
+    assert done.returncode == 2
+    assert f"error: {tmp_path}/other: nothing is installed here" in done.stderr
+    assert tree_of(tmp_path / "other") == {"file": b"x"}
