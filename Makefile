@@ -8,7 +8,7 @@ TORCH := $(if $(FIND_LINKS),,--torch-backend cpu)
 # Tests run side by side, one process for each core.
 JOBS ?= auto
 
-.PHONY: quickstart test slow lint bench requirements clean
+.PHONY: quickstart test fuzz slow lint bench requirements clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/bundler quickstart
@@ -17,6 +17,10 @@ test: $(VENV)/ready
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" --cov --cov-report=
 	$(BIN)/coverage report --format=total | sed 's/^/branch coverage, percent: /'
+
+# Other inputs each time, for FUZZ_SECONDS (60 by default); FUZZ_SEED repeats a run.
+fuzz: $(VENV)/ready
+	$(BIN)/python -m tests.fuzz
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n $(JOBS) -m slow

@@ -210,4 +210,4 @@ def _entry_point_problems(data: bytes, where: str) -> Iterator[str]:
             if not _COMMAND.fullmatch(command) or _DEVICE.fullmatch(command):
                 yield f"{where}: {shown(command)!r} is not the name of a command"
             if not _TARGET.fullmatch(target):
-                yield f"{where}: {shown(command)} points at {shown(target)!r}, expected MODULE:NAME"
+                yield f"{where}: {shown(command)} points at {target[:200]!r}, expected MODULE:NAME"

@@ -94,8 +94,10 @@ def create_exclusive(path: str | Path, *, mode: int = 0o600, dir_fd: int | None 
     return os.open(path, flags, mode, dir_fd=dir_fd)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Write a file so that a reader, or the next start after a power cut, sees the old content or the new.
+
+    ``durable`` False leaves out the power cut, for a caller that syncs everything at its end.
 
     Raises:
         DiskError: No space, no permission.
@@ -108,11 +110,13 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         try:
             write_all(descriptor, data, 0)
             os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         temporary.replace(path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()

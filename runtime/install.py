@@ -234,7 +234,8 @@ def _go_live(prefix: Prefix, release: Release, manifest: Manifest, state: State 
         return False
     record(prefix, f"install {release.name}{downgrade_note(state, manifest)}")
     checkpoint("logged")
-    advance_state(prefix, state, manifest, previous=before.name if before else "")
+    previous = before.name if before else ""
+    advance_state(prefix, state, manifest, previous=previous, earlier=state.before(previous) if state else "")
     checkpoint("state written")
     replace_link(prefix.current, f"releases/{release.name}")
     checkpoint("live")

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from manifests.bundle import TrustedBundle, find_damage
 from manifests.chunkfile import BundlePieces, PieceSource
@@ -36,7 +35,6 @@ from runtime.state import record
 from runtime.store import Store
 
 Verify = Callable[[Medium], TrustedBundle]
-_MISSING: Final = "no such file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,8 +233,8 @@ def _find_damaged(blobs: Sequence[_Blob], progress: Progress) -> list[Damage]:
                 is_last = piece.offset + piece.size == blob.entry.size
                 if is_last and blob.path.stat().st_size > blob.entry.size:
                     got = f"more than {blob.entry.size} bytes"
-            except IntegrityError:
-                got = _MISSING
+            except IntegrityError as error:
+                got = error.message
             if got != piece.sha256:
                 found.append((number, Damage(piece=piece, got=got)))
 
@@ -250,7 +248,14 @@ def _find_damaged(blobs: Sequence[_Blob], progress: Progress) -> list[Damage]:
 @contextlib.contextmanager
 def _reader(path: Path) -> Iterator[ReadAt]:
     with open_regular(path) as descriptor:
-        yield lambda view, offset: read_into(descriptor, view, offset)
+
+        def read(view: memoryview, offset: int) -> int:
+            try:
+                return read_into(descriptor, view, offset)
+            except OSError as error:  # a sector that can't be read is damage like any other
+                raise IntegrityError(f"{path}: {error.strerror}") from None
+
+        yield read
 
 
 def _heal(

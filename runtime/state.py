@@ -119,11 +119,10 @@ def check_may_install(state: State | None, manifest: Manifest, *, allow_downgrad
         raise PolicyError(msg, hint="if you really want the older one: --allow-downgrade")
 
 
-def advance_state(prefix: Prefix, state: State | None, manifest: Manifest, *, previous: str) -> None:
-    """Record that ``manifest`` was installed and that ``previous`` was live before; the maxima never go back."""
+def advance_state(prefix: Prefix, state: State | None, manifest: Manifest, *, previous: str, earlier: str = "") -> None:
+    """Record that ``manifest`` was installed and what was live before; the maxima never go back."""
     sequence = max(manifest.sequence, state.sequence if state else 0)
     created = max(manifest.created, state.created if state else "")
-    earlier = state.before(previous) if state and previous else ""
     new = State(name=manifest.name, sequence=sequence, created=created, previous=previous, earlier=earlier)
     write_atomic(prefix.state, new.encode())
 

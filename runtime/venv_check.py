@@ -81,7 +81,7 @@ def check_venv(release: Release, manifest: Manifest, progress: Progress | None =
     problems += [f"venv/{path}: no wheel brought it" for path in sorted(found - expected.keys() - generated)]
     problems += _link_problems(release, links, found)
     problems += _config_problems(release) if _CONFIG in found else []
-    problems += _mode_problems(release.venv, found)
+    problems += _mode_problems(release.venv, found & expected.keys())
     return problems + _changed(
         release.venv, [item for item in expected.values() if item.path in found], progress or Silent()
     )
@@ -92,7 +92,7 @@ def write_scripts(release: Release, manifest: Manifest) -> None:
     for entry in manifest.of_kind("wheel"):
         with zipfile.ZipFile(release.path / entry.path) as archive:
             for path, content in _generated_scripts(archive).items():
-                write_atomic(release.venv / path, content, mode=0o755)
+                write_atomic(release.venv / path, content, mode=0o755, durable=False)
 
 
 def expected_files(wheel: Path, site: str) -> Iterator[ExpectedFile]:

@@ -32,7 +32,7 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
     return f"{algorithm}={base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
 
-def members(more: Mapping[str, bytes] = {}) -> Members:  # noqa: B006 # read only
+def members(more: Mapping[str, bytes] = {}) -> Members:  # read only
     return {"lib/__init__.py": b"x = 1\n", f"{INFO}/METADATA": METADATA, f"{INFO}/WHEEL": WHEEL, **more}
 
 
@@ -178,7 +178,10 @@ def test_a_record_that_is_wrong(tmp_path: Path, listed: bytes, words: str) -> No
         (b"[console_scripts]\n/bin/sh = lib:main\n", "'/bin/sh' is not the name of a command"),
         (b"[gui_scripts]\na\\b = lib:main\n", r"'a\\b' is not the name of a command"),
         (b"[console_scripts]\nnul = lib:main\n", "'nul' is not the name of a command"),
-        (b"[console_scripts]\nlib = lib:main; import os\n", "lib points at lib:main; import os, expected MODULE:NAME"),
+        (
+            b"[console_scripts]\nlib = lib:main; import os\n",
+            "lib points at 'lib:main; import os', expected MODULE:NAME",
+        ),
         (b"[console_scripts]\nlib = a:b\nlib = c:d\n", "not readable: "),
         (b"lib = a:b\n", "not readable: "),
         (b"\xff", "not readable: "),

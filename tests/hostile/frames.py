@@ -101,6 +101,31 @@ def _whole_member(lab: Lab, path: str) -> tuple[int, int]:
     return member.header_offset, member.end
 
 
+def _swapped(lab: Lab) -> Path:
+    one, two = _whole_member(lab, "models/tiny/one.bin"), _whole_member(lab, "models/tiny/two.bin")
+    assert one[1] == two[0]
+    return lab.spliced(one[0], two[1], lab.good[two[0] : two[1]] + lab.good[one[0] : one[1]])
+
+
+def _huge(lab: Lab) -> Path:
+    path = lab.write(member_header(MANIFEST_NAME, 1_000_000_000, 0o644))
+    os.truncate(path, 1_000_001_024 + 2 * BLOCK + SIGNATURE_SLOT)
+    return path
+
+
+def _zip(manifest: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(MANIFEST_NAME, manifest)
+    return buffer.getvalue()
+
+
+def _fifo(lab: Lab) -> Path:
+    path = lab.folder / "demo.bundle.tar"
+    os.mkfifo(path)
+    return path
+
+
 HEADERS: Final = (
     _header("tar-symlink", "made a file a link to /etc/passwd", type=b"2", linkname=b"/etc/passwd"),
     _header("tar-hardlink", "made a file a hard link to another", type=b"1", linkname=b"bootstrap/install.sh"),
@@ -171,7 +196,7 @@ MEMBERS: Final = (
             lab.layout.trailer_offset, lab.layout.trailer_offset, member_header(WHEEL, 4, 0o644) + b"evil" + bytes(508)
         ),
     ),
-    _frame("tar-swapped-members", "swapped two members of one size", _CHANGED, lambda lab: _swapped(lab)),
+    _frame("tar-swapped-members", "swapped two members of one size", _CHANGED, _swapped),
     _frame(
         "tar-missing-member", "left a file out", "truncated: ", lambda lab: lab.spliced(*_whole_member(lab, WHEEL), b"")
     ),
@@ -231,7 +256,7 @@ HEADS: Final = (
         "head-1-gb",
         "sent a manifest of 1 GB",
         "manifest.json has 1000000000 bytes, at most 15999999",
-        lambda lab: _huge(lab),
+        _huge,
     ),
     _opened(
         "head-pax-first",
@@ -292,33 +317,8 @@ HEADS: Final = (
     _opened("head-zeros", "sent zeros", _FOREIGN, lambda lab: lab.write(bytes(1 << 20))),
     _opened("head-gzip", "compressed it", _FOREIGN, lambda lab: lab.write(gzip.compress(lab.good))),
     _opened("head-zip", "sent a zip", _FOREIGN, lambda lab: lab.write(_zip(lab.manifest.encode()))),
-    _opened("head-fifo", "sent a FIFO, for the reader to hang on", "is not a regular file", lambda lab: _fifo(lab)),
+    _opened("head-fifo", "sent a FIFO, for the reader to hang on", "is not a regular file", _fifo),
 )
-
-
-def _swapped(lab: Lab) -> Path:
-    one, two = _whole_member(lab, "models/tiny/one.bin"), _whole_member(lab, "models/tiny/two.bin")
-    assert one[1] == two[0]
-    return lab.spliced(one[0], two[1], lab.good[two[0] : two[1]] + lab.good[one[0] : one[1]])
-
-
-def _huge(lab: Lab) -> Path:
-    path = lab.write(member_header(MANIFEST_NAME, 1_000_000_000, 0o644))
-    os.truncate(path, 1_000_001_024 + 2 * BLOCK + SIGNATURE_SLOT)
-    return path
-
-
-def _zip(manifest: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(MANIFEST_NAME, manifest)
-    return buffer.getvalue()
-
-
-def _fifo(lab: Lab) -> Path:
-    path = lab.folder / "demo.bundle.tar"
-    os.mkfifo(path)
-    return path
 
 
 FRAME_ATTACKS: Final[tuple[Attack, ...]] = (*HEADERS, *MEMBERS, *HEADS)

@@ -1,8 +1,7 @@
-"""Attacks on the signature slot and on the trust file's words; the tar around them is whole."""
+"""Attacks on the signature slot; the tar around it is whole."""
 
 import base64
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
@@ -13,15 +12,15 @@ from manifests.ed25519 import L
 from manifests.sshsig import BUNDLE_NAMESPACE, REHEARSAL_NAMESPACE, armored_signature, signed_data
 from manifests.tarlayout import SIGNATURE_SLOT
 from tests.factories import Key
-from tests.hostile.lab import MANIFEST, Attack, Hostile, Lab, Outcome, Stage
+from tests.hostile.lab import MANIFEST, Attack, Lab, Outcome, Stage
 
-_MESSAGE: Final = MANIFEST.encode()
+MESSAGE: Final = MANIFEST.encode()
 _BEGIN: Final = b"-----BEGIN SSH SIGNATURE-----\n"
 _END: Final = b"-----END SSH SIGNATURE-----\n"
-_FITS: Final = "fits the manifest"
-_MISFITS: Final = "does NOT fit the manifest"
-_UNFIT: Final = "one of the two was changed"
-_SIGN_UNFIT: Final = Outcome(code=4, words="does not fit this manifest and namespace")
+FITS: Final = "fits the manifest"
+MISFITS: Final = "does NOT fit the manifest"
+UNFIT: Final = "one of the two was changed"
+SIGN_UNFIT: Final = Outcome(code=4, words="does not fit this manifest and namespace")
 
 
 def text(data: bytes | str) -> bytes:
@@ -37,18 +36,18 @@ def armor(blob: bytes, *, width: int = 70) -> bytes:
     return _BEGIN + b"".join(lines) + _END
 
 
-def block(key: Key, *, message: bytes = _MESSAGE, namespace: str = BUNDLE_NAMESPACE) -> bytes:
+def block(key: Key, *, message: bytes = MESSAGE, namespace: str = BUNDLE_NAMESPACE) -> bytes:
     """Return a good armored signature."""
     return armored_signature(key.public, key.private.sign(signed_data(message, namespace)), namespace)
 
 
 def raw_signature(key: Key) -> bytes:
     """Return the 64 bytes of a good signature."""
-    return key.private.sign(signed_data(_MESSAGE, BUNDLE_NAMESPACE))
+    return key.private.sign(signed_data(MESSAGE, BUNDLE_NAMESPACE))
 
 
 def blob(signer: Key, /, **parts: bytes) -> bytes:
-    """Return an SSHSIG blob in which parts are replaced: magic, version, key, namespace, reserved, hash, inner, tail."""
+    """Return an SSHSIG blob; ``parts`` replaces magic, version, key, namespace, reserved, hash, inner or tail."""
     values = {
         "magic": b"SSHSIG",
         "version": (1).to_bytes(4, "big"),
@@ -86,33 +85,11 @@ def _malformed(name: str, did: str, words: str, make: Callable[[Lab], bytes]) ->
 
 def _unfit(name: str, did: str, make: Callable[[Lab], bytes]) -> Attack:
     """Return an attack by a signature of the trusted key that does not fit."""
-    return _slot(name, did, _UNFIT, make, inspect=_MISFITS, sign=_SIGN_UNFIT)
+    return _slot(name, did, UNFIT, make, inspect=MISFITS, sign=SIGN_UNFIT)
 
 
 def _blob(name: str, did: str, words: str, **parts: bytes) -> Attack:
     return _malformed(name, did, words, lambda lab: armor(blob(lab.key, **parts)))
-
-
-def _trust(
-    name: str,
-    did: str,
-    words: str,
-    line: Callable[[Lab], str],
-    *,
-    make: Callable[[Lab], bytes] | None = None,
-    options: tuple[str, ...] = (),
-    others: Mapping[str, Outcome] | None = None,
-) -> Attack:
-    """Return an attack that the operator's trust file stops."""
-
-    def build(lab: Lab) -> Hostile:
-        path = lab.slotted(make(lab) if make else block(lab.key))
-        return Hostile(path=path, trust=lab.trust_file(line(lab)), options=options)
-
-    base = {"inspect": Outcome(code=0, words=_FITS)}
-    return Attack(
-        name=name, did=did, build=build, stage=Stage.SIGNATURE, code=4, words=words, others=base | dict(others or {})
-    )
 
 
 def _flipped(signature: bytes, position: int) -> bytes:
@@ -129,27 +106,15 @@ def _malleated(lab: Lab) -> bytes:
     return _with(lab, signature[:32] + scalar.to_bytes(32, "little"))
 
 
-def _token(lab: Lab, flags: int) -> bytes:
-    """Return the wire form of a token's key, and an armored signature that it made with these flags."""
-    key = text("sk-ssh-ed25519@openssh.com") + text(lab.key.public.point) + text("ssh:")
-    inner = text("sk-ssh-ed25519@openssh.com") + text(raw_signature(lab.key)) + bytes([flags]) + bytes(4)
-    return armor(blob(lab.key, key=text(key), inner=text(inner)))
-
-
-def _token_line(lab: Lab) -> str:
-    key = text("sk-ssh-ed25519@openssh.com") + text(lab.key.public.point) + text("ssh:")
-    return f"token@example.com sk-ssh-ed25519@openssh.com {base64.b64encode(key).decode()}\n"
-
-
 def _rsa(_: Lab) -> bytes:
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    signature = private.sign(signed_data(_MESSAGE, BUNDLE_NAMESPACE), padding.PKCS1v15(), hashes.SHA512())
+    signature = private.sign(signed_data(MESSAGE, BUNDLE_NAMESPACE), padding.PKCS1v15(), hashes.SHA512())
     return _foreign(private.public_key(), text("rsa-sha2-512") + text(signature))
 
 
 def _ecdsa(_: Lab) -> bytes:
     private = ec.generate_private_key(ec.SECP256R1())
-    signature = private.sign(signed_data(_MESSAGE, BUNDLE_NAMESPACE), ec.ECDSA(hashes.SHA256()))
+    signature = private.sign(signed_data(MESSAGE, BUNDLE_NAMESPACE), ec.ECDSA(hashes.SHA256()))
     return _foreign(private.public_key(), text("ecdsa-sha2-nistp256") + text(signature))
 
 
@@ -160,21 +125,6 @@ def _foreign(public: rsa.RSAPublicKey | ec.EllipticCurvePublicKey, inner: bytes)
             (b"SSHSIG", bytes([0, 0, 0, 1]), text(wire), text(BUNDLE_NAMESPACE), text(b""), text("sha512"), text(inner))
         )
     )
-
-
-def _revoked(lab: Lab) -> Hostile:
-    path = lab.slotted(block(lab.key))
-    trust = lab.trust_file(f"release@example.com {lab.key.public.line}\n")
-    revoked = trust.with_name("revoked_keys")
-    revoked.write_text(f"{lab.key.public.line}\n")
-    return Hostile(path=path, trust=trust, options=("--revoked", revoked))
-
-
-def _other_manifest(lab: Lab) -> Path:
-    """Change the version in the manifest and keep the signature."""
-    changed = _MESSAGE.replace(b'"version":"1.0.0"', b'"version":"9.9.9"')
-    assert len(changed) == len(_MESSAGE)
-    return lab.spliced(512, 512 + len(_MESSAGE), changed)
 
 
 _JUNK: Final = "holds something other than SSH signatures and newlines"
@@ -196,7 +146,7 @@ SLOTS: Final = (
         "signed it himself",
         "is not among the allowed signers",
         lambda lab: block(lab.stranger),
-        inspect=_FITS,
+        inspect=FITS,
         sign=Outcome(code=0, words="has 2 signatures"),
     ),
     _unfit("sig-other-bytes", "took the signature of another bundle", lambda lab: block(lab.key, message=b"{}\n")),
@@ -220,21 +170,21 @@ SLOTS: Final = (
         "took a signature of a git commit",
         "signed for namespace 'git', expected 'sealift-bundle-v1'",
         lambda lab: block(lab.key, namespace="git"),
-        inspect=_MISFITS,
-        sign=_SIGN_UNFIT,
+        inspect=MISFITS,
+        sign=SIGN_UNFIT,
     ),
     _slot(
         "sig-namespace-rehearsal",
         "took the signature of a rehearsal",
         f"signed for namespace '{REHEARSAL_NAMESPACE}'",
         lambda lab: block(lab.key, namespace=REHEARSAL_NAMESPACE),
-        inspect=_MISFITS,
-        sign=_SIGN_UNFIT,
+        inspect=MISFITS,
+        sign=SIGN_UNFIT,
     ),
     _unfit(
         "sig-namespace-relabelled",
         "wrote our namespace on a git signature",
-        lambda lab: _with(lab, lab.key.private.sign(signed_data(_MESSAGE, "git"))),
+        lambda lab: _with(lab, lab.key.private.sign(signed_data(MESSAGE, "git"))),
     ),
     _blob("sig-namespace-empty", "left the namespace empty", "has namespace ''", namespace=text(b"")),
     _blob("sig-magic", "changed the magic", "is not SSHSIG version 1", magic=b"SSHSIX"),
@@ -322,107 +272,3 @@ def _stray_bits(armored: bytes) -> bytes:
     alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     stray = alphabet[alphabet.index(body[position]) ^ 1]
     return _BEGIN + body[:position] + bytes([stray]) + body[position + 1 :] + b"\n" + _END
-
-
-def _line(options: str) -> Callable[[Lab], str]:
-    return lambda lab: f"release@example.com {options}{lab.key.public.line}\n"
-
-
-_PASSES: Final = Outcome(code=6, words="the bundle carries no uv")
-_TWO: Final = ("--signatures", "2")
-
-TRUSTS: Final = (
-    _trust(
-        "trust-expired",
-        "used a key that expired",
-        "was valid only before 2020-01-01 00:00:00Z",
-        _line('valid-before="20200101Z" '),
-    ),
-    _trust(
-        "trust-not-yet",
-        "used a key before its time",
-        "is valid only after 2999-01-01 00:00:00Z",
-        _line('valid-after="29990101Z" '),
-    ),
-    _trust(
-        "trust-namespaces",
-        "used a key for git commits",
-        "is not allowed in namespace sealift-bundle-v1",
-        _line('namespaces="git" '),
-    ),
-    _trust(
-        "trust-namespace-negated",
-        "used a key that mustn't sign bundles",
-        "is not allowed in namespace",
-        _line('namespaces="*,!sealift-bundle-v1" '),
-    ),
-    _trust(
-        "trust-same-key-twice",
-        "signed twice for two signatures",
-        "1 of 2 trusted signatures",
-        _line(""),
-        make=lambda lab: block(lab.key) * 2,
-        options=_TWO,
-        others={"rehearse": _PASSES},
-    ),
-    _trust(
-        "trust-same-key-two-names",
-        "was listed under two names",
-        "1 of 2 trusted signatures",
-        lambda lab: f"a@example.com {lab.key.public.line}\nb@example.com {lab.key.public.line}\n",
-        make=lambda lab: block(lab.key) * 2,
-        options=_TWO,
-        others={"rehearse": _PASSES},
-    ),
-    _trust(
-        "trust-one-of-two",
-        "added his own signature for the second",
-        "1 of 2 trusted signatures",
-        _line(""),
-        make=lambda lab: block(lab.key) + block(lab.stranger),
-        options=_TWO,
-        others={"rehearse": _PASSES},
-    ),
-    _trust(
-        "trust-cert-authority",
-        "got a certificate authority listed",
-        "cert-authority isn't supported",
-        _line("cert-authority "),
-    ),
-    _trust(
-        "trust-token-untouched",
-        "used a token that nobody touched",
-        _UNFIT,
-        _token_line,
-        make=lambda lab: _token(lab, 0),
-        others={"inspect": Outcome(code=0, words=_MISFITS), "sign": _SIGN_UNFIT},
-    ),
-    _trust(
-        "trust-token-relabelled",
-        "called a file key's signature a token's",
-        _UNFIT,
-        _token_line,
-        make=lambda lab: _token(lab, 1),
-        others={"inspect": Outcome(code=0, words=_MISFITS), "sign": _SIGN_UNFIT},
-    ),
-    Attack(
-        name="trust-revoked",
-        did="used a key that was stolen and revoked",
-        build=_revoked,
-        stage=Stage.SIGNATURE,
-        code=4,
-        words="is revoked",
-        others={"inspect": Outcome(code=0, words=_FITS), "rehearse": _PASSES},
-    ),
-    Attack(
-        name="sig-manifest-changed",
-        did="changed the manifest and kept the signature",
-        build=_other_manifest,
-        stage=Stage.SIGNATURE,
-        code=4,
-        words=_UNFIT,
-        others={"inspect": Outcome(code=0, words=_MISFITS), "sign": _SIGN_UNFIT},
-    ),
-)
-
-SIGNATURE_ATTACKS: Final[tuple[Attack, ...]] = (*SLOTS, *TRUSTS)

@@ -1,6 +1,7 @@
 """Every attack against every command that reads a bundle: exit code, message, and nothing written anywhere."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -148,3 +149,15 @@ def test_the_corpus_is_what_the_issue_asks_for() -> None:
         assert attack.code in {4, 5, 6}
         assert expected(attack, "verify").code or attack.name.startswith("target-"), attack.name
         assert expected(attack, "install").code, attack.name
+
+
+def test_the_threat_model_names_attacks_and_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    table = text.partition("## What is defended")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 30
+    names = {attack.name for attack in CORPUS}
+    for row in rows:
+        cited = re.findall(r"`([^`]+)`", row.rsplit("|", 2)[1])
+        assert cited, row
+        assert [name for name in cited if name not in names and not (ROOT / name).is_file()] == [], row

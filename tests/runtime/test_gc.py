@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,26 @@ def test_gc_of_nothing(tmp_path: Path, host: Host, first: ClosedBundle) -> None:
     assert done.returncode == 2
 
 
-def test_a_launched_server_holds_its_release(installed: Path) -> None:
+def test_a_launched_server_holds_its_release(installed: Path, host: Host, first: ClosedBundle) -> None:
+    """The lock outlives the exec that makes the launcher the server; any program can stand for the server."""
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+        "from runtime.layout import Prefix; from runtime.launch import _hold_live\n"
+        "_hold_live(Prefix(path=Path(sys.argv[2])))\n"
+        "os.execv('/bin/sh', ['sh', '-c', 'echo held; read line'])\n"
+    )
+    process = subprocess.Popen(
+        [str(host.python), "-I", "-S", "-c", code, str(first.pyz), str(installed)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
     release = Prefix(path=installed).require_live()
-    held = release.hold()
-    assert held is not None
     assert release.hold(exclusive=True) is None
-    os.close(held)
+    with release.used():
+        pass
+    process.communicate(b"\n", timeout=30)
     alone = release.hold(exclusive=True)
     assert alone is not None
     os.close(alone)

@@ -14,8 +14,11 @@ from tests.factories_kill import Installer, clone
 
 @pytest.fixture
 def prefix(tmp_path: Path, installed: Path) -> Path:
-    """A copy of a prefix where the first bundle is live."""
-    return clone(installed, tmp_path / "prefix")
+    """A copy of a prefix where the first bundle is live, with the settings that an install there would have made."""
+    prefix = clone(installed, tmp_path / "prefix")
+    for path in (prefix / "etc").iterdir():
+        path.write_bytes(path.read_bytes().replace(str(installed).encode(), str(prefix).encode()))
+    return prefix
 
 
 def test_nothing_is_left(prefix: Path, host: Host, first: ClosedBundle, second: ClosedBundle) -> None:
@@ -28,8 +31,7 @@ def test_nothing_is_left(prefix: Path, host: Host, first: ClosedBundle, second: 
     assert not prefix.exists()
 
 
-def test_what_is_foreign_stays_and_is_named(installed: Path, tmp_path: Path, host: Host, first: ClosedBundle) -> None:
-    del installed
+def test_what_is_foreign_stays_and_is_named(tmp_path: Path, host: Host, first: ClosedBundle) -> None:
     prefix = tmp_path / "prefix"
     done = Installer(host=host).run(first, prefix)
     assert done.status == 0, done.words
@@ -44,9 +46,9 @@ def test_what_is_foreign_stays_and_is_named(installed: Path, tmp_path: Path, hos
     }
     for name, data in mine.items():
         (prefix / name).write_bytes(data)
-    done_ = host.runtime(first.pyz, "uninstall", "--prefix", prefix, "--yes")
-    assert done_.returncode == 0, done_.stderr
-    assert done_.stdout.splitlines()[1:] == [f"left: {prefix / name}" for name in sorted(mine)]
+    removed = host.runtime(first.pyz, "uninstall", "--prefix", prefix, "--yes")
+    assert removed.returncode == 0, removed.stderr
+    assert removed.stdout.splitlines()[1:] == [f"left: {prefix / name}" for name in sorted(mine)]
     assert tree_of(prefix) == mine
 
 

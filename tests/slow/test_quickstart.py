@@ -30,11 +30,12 @@ class Newcomer:
     """Someone with an empty home and the tester's own way to an index."""
 
     home: Path
+    sealift: Path
 
     def environment(self, **variables: str) -> dict[str, str]:
         """Return what the commands get: the tester's pip configuration, but neither cache nor settings."""
         kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "COV", "SSL_"))}
-        fresh = {"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+        fresh = {"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": str(self.sealift)}
         return {key: value for key, value in {**kept, **fresh, **variables}.items() if value}
 
     def start(self, **variables: str) -> "subprocess.Popen[str]":
@@ -61,8 +62,12 @@ class Newcomer:
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
-    """See :class:`Newcomer`."""
-    return Newcomer(home=tmp_path_factory.mktemp("newcomer"))
+    """See :class:`Newcomer`; a copy of Sealift, since a lock pins it and the checkout may be worked on meanwhile."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    for name in ("bundler", "manifests", "runtime", "templates"):
+        shutil.copytree(ROOT / name, folder / "sealift" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "home").mkdir()
+    return Newcomer(home=folder / "home", sealift=folder / "sealift")
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +178,8 @@ def test_a_second_run_fetches_nothing(newcomer: Newcomer, first: str) -> None:
 def test_a_signal_leaves_nothing_running(newcomer: Newcomer, number: int, step: str) -> None:
     begin = {"install": "... install: virtual environment", "launch": "... launch: "}[step]
     process = newcomer.start()
-    assert process.stdout is not None
-    for line in process.stdout:
+    assert process.stderr is not None
+    for line in process.stderr:
         if line.strip().startswith(begin):
             break
     else:

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads bytes from a medium: ``make fuzz``, for ``FUZZ_SECONDS``."""
