@@ -122,6 +122,8 @@ def _closed_process(isolation: Isolation) -> Iterator["subprocess.Popen[str]"]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _free_port() -> int:
@@ -234,7 +236,7 @@ def fresh_folder(path: Path) -> None:
 class StepClock:
     """Measures steps and hands a line for each to whoever prints."""
 
-    def __init__(self, say: Callable[[str], None], now: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], now: Callable[[str], None] = lambda _: None) -> None:
         self._say, self._now = say, now
 
     @contextmanager

@@ -7,7 +7,7 @@ from bundler.keys import Signer
 from bundler.pack import replace_slot, signature_slot
 from manifests.errors import TrustError
 from manifests.files import write_atomic
-from manifests.manifest import SIGNATURE_NAME
+from manifests.manifest import SIGNATURE_NAME, parse_manifest
 from manifests.medium import Medium, open_medium
 from manifests.sshsig import BUNDLE_NAMESPACE, SshSignature, parse_signatures
 from manifests.tarlayout import head_of
@@ -40,6 +40,7 @@ def attach_signature(path: Path, block: bytes) -> int:
 
 def _add_block(path: Path, make: Callable[[bytes], bytes]) -> int:
     with open_medium(path) as medium:
+        parse_manifest(medium.manifest_bytes)  # nothing else is ever signed in this namespace
         content = medium.signature_slot.strip(b"\n")
         existing = parse_signatures(medium.signature_slot)
         block = make(medium.manifest_bytes)

@@ -120,11 +120,13 @@ def test_a_fresh_folder(tmp_path: Path) -> None:
 
 def test_each_step_gets_a_line_when_it_is_over() -> None:
     said: list[str] = []
-    clock = StepClock(said.append)
+    going_on: list[str] = []
+    clock = StepClock(said.append, going_on.append)
     with clock.step("lock") as detail:
-        assert said == []
+        assert (said, going_on) == ([], ["lock"])
         detail.append("5 wheels")
     clock.line("install", 75.0, "done ")
+    assert going_on == ["lock", ""]
     assert len(said) == 2
     assert said[0].split() == ["lock", "0.0", "s", "5", "wheels"]
     assert said[1].startswith("  install ")
@@ -133,6 +135,6 @@ def test_each_step_gets_a_line_when_it_is_over() -> None:
 
 def test_a_step_that_fails_gets_no_line() -> None:
     said: list[str] = []
-    with pytest.raises(ZeroDivisionError), StepClock(said.append).step("lock"):
+    with pytest.raises(ZeroDivisionError), StepClock(said.append, lambda _: None).step("lock"):
         raise ZeroDivisionError
     assert said == []

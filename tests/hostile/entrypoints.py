@@ -31,7 +31,7 @@ CHECKING: Final = ("verify", "install", "rehearse")
 REFUSING: Final[Mapping[Stage, tuple[str, ...]]] = {
     Stage.OPEN: READERS,
     Stage.SIGNATURE: CHECKING,
-    Stage.MANIFEST: READERS[:-1],
+    Stage.MANIFEST: READERS,
     Stage.LAYOUT: (*CHECKING, "inspect"),
     Stage.CONTENT: CHECKING,
 }
