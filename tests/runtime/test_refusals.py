@@ -106,7 +106,9 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, host: Host, chunked: ClosedBun
     code, words = refuse(host, chunked, tar, tmp_path / "prefix")
     assert code == 5
     assert f"{tar}: 1 problem:\n  {BIG_PATH} chunk 1: expected sha256 " in words, "counted from 0, as in the manifest"
-    assert leftovers(tmp_path / "prefix") == []
+    # Its good chunks stay for the next attempt, under a name that no release links to.
+    entry = next(entry for entry in chunked.manifest.files if entry.path == BIG_PATH)
+    assert leftovers(tmp_path / "prefix") == [f"store/sha256/{entry.store_key[:2]}/{entry.store_key}.partial"]
 
 
 def test_a_failed_upgrade_leaves_the_live_release(
