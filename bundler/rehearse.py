@@ -1,6 +1,7 @@
 """Rehearsal: the bundle is installed and its models are asked, without network, by the verifier that it carries."""
 
-import tempfile
+import os
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,12 +46,16 @@ def rehearse_bundle(path: Path, trust: str, report: Callable[[str], None]) -> bo
         verifier = _read_verifier(medium, bundle.manifest)
     isolation = find_isolation()
     report(f"rehearse in a {isolation.name}")
-    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=path.parent, ignore_cleanup_errors=True) as folder:
-        kit = Path(folder) / "kit"
-        kit.mkdir()
+    # The name is known before the folder is there, so that an interrupt at any instant leaves nothing.
+    folder = path.with_name(f".rehearsal-{os.getpid()}")
+    try:
+        kit = folder / "kit"
+        kit.mkdir(parents=True)
         (kit / "runtime.pyz").write_bytes(verifier)
         (kit / "allowed_signers").write_text(trust, encoding="utf-8")
-        play_closed_side(Scene(folder=Path(folder), bundle=path, kit=kit), {}, lambda _: None, isolation)
+        play_closed_side(Scene(folder=folder, bundle=path, kit=kit), {}, lambda _: None, isolation)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return True
 
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -335,7 +334,6 @@ def test_a_signal_in_the_middle_leaves_nothing(heavy: Scene, tmp_path: Path, num
     for line in process.stderr:
         if line.startswith(f"... {step}"):
             break
-    time.sleep(0.3 if step == "rehearse" else 0)  # until something is being played in there
     words = interrupt(process, number)
     assert process.returncode == 130, words
     assert words.endswith("stopped: nothing half-made was left; run the same command again to go on\n")
