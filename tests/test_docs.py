@@ -68,7 +68,7 @@ def commands_of(page: Path) -> list[tuple[str, str, list[str]]]:
     found = []
     for line in (*fenced(text), *inline(text)):
         plain = re.sub(r"^(?:\$ )?(?:python3? -I -S \S*runtime\.pyz)", "runtime", line.strip()).split(" #")[0]
-        match = re.match(r"(bundler|runtime) ([a-z]+)(?: .*)?$", plain)
+        match = re.match(r"(bundler|runtime) (trust [a-z]+|[a-z-]+)(?: .*)?$", plain)
         if match and "|" not in plain:
             options = re.findall(r"(?<=\s)--[a-z][a-z-]*", plain)
             found.append((match[1], match[2], options))
@@ -78,7 +78,7 @@ def commands_of(page: Path) -> list[tuple[str, str, list[str]]]:
 @functools.cache
 def help_of(program: str, command: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", PROGRAMS[program], command, "--help"],
+        [sys.executable, "-m", PROGRAMS[program], *command.split(), "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
