@@ -13,7 +13,7 @@ from tests.factories_closed import cache_folder, program
 
 SUITE: Final = "bookworm"
 PYTHON: Final = "3.11"  # that suite's
-_INCLUDE: Final = "python3,python3-venv"
+_INCLUDE: Final = "python3"
 _TOOLS: Final = ("mmdebstrap", "unshare", "mount", "chroot")
 
 
@@ -26,7 +26,7 @@ def bare_root() -> Path:
         assert shutil.which(tool), f"the slow tests need {tool}: apt-get install mmdebstrap"
     folder = cache_folder() / "roots"
     folder.mkdir(exist_ok=True)
-    root = folder / f"{SUITE}-python"
+    root = folder / f"{SUITE}-{_INCLUDE}"
     with locked(folder / "lock"):
         if not root.exists():
             partial = root.with_name(f"{root.name}.partial")
