@@ -1,9 +1,7 @@
-"""Ed25519 on published vectors, on hostile encodings, and against OpenSSL through ``cryptography``."""
+"""Ed25519 on RFC 8032's vectors, on hostile encodings, and against OpenSSL through ``cryptography``."""
 
 import hashlib
-import json
 import time
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -13,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.ed25519 import L, P, is_valid_public_key, verify
-
-GOLDEN = Path(__file__).parent.parent / "golden" / "ed25519_wycheproof.json"
 
 # RFC 8032, section 7.1, tests 1 to 3: secret key, public key, message, signature.
 RFC_8032 = [
@@ -82,15 +78,63 @@ def test_rfc_8032(secret: str, public: str, message: str, signature: str) -> Non
     assert is_valid_public_key(bytes.fromhex(public))
 
 
-def test_wycheproof() -> None:
-    vectors = json.loads(GOLDEN.read_text())["vectors"]
-    assert len(vectors) == 151
-    wrong = [
-        number
-        for number, valid, public, signature, message in vectors
-        if verify(bytes.fromhex(public), bytes.fromhex(message), bytes.fromhex(signature)) is not valid
-    ]
-    assert wrong == []
+# The classes of cases that Project Wycheproof has for Ed25519, derived here anew from keys of our own.
+CASE_KEY: Final = Ed25519PrivateKey.from_private_bytes(b"w" * 32)
+CASE_PUBLIC: Final = CASE_KEY.public_key().public_bytes_raw()
+SPECIAL_R: Final = [value.to_bytes(32, "little") for value in (0, 1, P - 1, P, P + 1, 2**255 - 1, 2**256 - 1)]
+SPECIAL_S: Final = [value.to_bytes(32, "little") for value in (0, 1, L - 1, L, L + 1, P - 1, P, 2**255, 2**256 - 1)]
+
+
+def malformed(signature: bytes) -> dict[str, bytes]:
+    """Return what is made of a good signature by class: name -> signature."""
+    commitment, scalar = signature[:32], signature[32:]
+    number = int.from_bytes(scalar, "little")
+    return {
+        "empty": b"",
+        "R alone": commitment,
+        "S alone": scalar,
+        **{f"cut to {size}": signature[:size] for size in (1, 31, 33, 63)},
+        "zero appended": signature + b"\0",
+        "zero prepended": b"\0" + signature,
+        "zero between": commitment + b"\0" + scalar,
+        "doubled": signature + signature,
+        "R and S swapped": scalar + commitment,
+        "R and S backwards": commitment[::-1] + scalar[::-1],
+        "S negated": commitment + (L - number).to_bytes(32, "little"),
+        "S without its lowest byte": commitment + bytes(1) + scalar[1:],
+        "S in hex": commitment + scalar.hex().encode()[:32],
+        **{f"S + {k} L": commitment + (number + k * L).to_bytes(32, "little") for k in (1, 2, 4, 8, 15)},
+        **{f"S with bit {bit}": commitment + (number | 1 << bit).to_bytes(32, "little") for bit in (253, 254, 255)},
+        **{f"R with bit {bit} changed": flipped(signature, bit) for bit in (0, 1, 7, 128, 254, 255)},
+        **{f"S with bit {bit} changed": flipped(signature, 256 + bit) for bit in (0, 1, 7, 128, 251, 252)},
+    }
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    return (int.from_bytes(data, "little") ^ 1 << bit).to_bytes(len(data), "little")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 16, 31, 32, 63, 64, 111, 112, 127, 128, 129, 1000])
+@pytest.mark.parametrize("byte", [b"\0", b"x", b"\xff"])
+def test_good_signatures_of_every_length(size: int, byte: bytes) -> None:
+    message = byte * size
+    signature = CASE_KEY.sign(message)
+    assert verify(CASE_PUBLIC, message, signature)
+    assert not verify(CASE_PUBLIC, message + b"\0", signature)
+
+
+@pytest.mark.parametrize("name", malformed(bytes(64)))
+def test_malformed_signatures(name: str) -> None:
+    signature = malformed(CASE_KEY.sign(b"m"))[name]
+    assert not verify(CASE_PUBLIC, b"m", signature)
+    assert not openssl_verifies(CASE_PUBLIC, b"m", signature)
+
+
+@pytest.mark.parametrize("scalar", SPECIAL_S)
+@pytest.mark.parametrize("commitment", SPECIAL_R)
+def test_special_values_of_r_and_s(commitment: bytes, scalar: bytes) -> None:
+    assert not verify(CASE_PUBLIC, b"m", commitment + scalar)
+    assert not openssl_verifies(CASE_PUBLIC, b"m", commitment + scalar)
 
 
 @settings(max_examples=40, deadline=None)
