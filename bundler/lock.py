@@ -16,8 +16,9 @@ from manifests.paths import path_problem
 LOCK_TYPE: Final = "urn:sealift:lock:1"
 _HEX: Final = r"[0-9a-f]{64}"
 _KEYS: Final = (
-    *("_type", "apps", "created", "installer", "minimum", "models", "name", "policy", "probes"),
-    *("next_signers", "recommended", "resolver", "sealift", "sequence", "spec_digest", "target", "version", "wheels"),
+    *("_type", "alternatives", "apps", "builds", "created", "environment", "installer", "minimum", "models", "name"),
+    *("next_signers", "policy", "probes", "python", "recommended", "resolver", "sealift", "sequence", "spec_digest"),
+    *("target", "version", "wheels"),
 )
 
 
@@ -54,11 +55,17 @@ class LockedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedModel:
-    """A model: its entry in the manifest, its files, and what it was converted with, if it was."""
+    """A model: its entry in the manifest, its files, and what it was converted with, if it was.
+
+    ``license`` is an SPDX expression, as declared in the spec or by the model's own page, else empty. ``facts`` is what
+    a policy decides on, as :mod:`bundler.modelfacts` found it.
+    """
 
     entry: ModelEntry
     files: tuple[LockedFile, ...]
     converter: str = ""
+    license: str = ""
+    facts: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +77,34 @@ class LockedApp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LockedBuild:
+    """A wheel that was built here. ``source`` is the file name of the sdist, or ``project NAME`` for a folder's.
+
+    ``requirements`` are the pins (``NAME==VERSION``) of the isolated environment that it was built in.
+    """
+
+    wheel: str
+    wheel_sha256: str
+    source: str
+    source_sha256: str
+    requirements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedPython:
+    """The interpreter that travels: its version, such as ``3.11.9``, and its archive in ``bootstrap/``."""
+
+    version: str
+    file: LockedFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
-    """A whole lock. ``sealift`` pins what the bundle takes of Sealift itself: file -> sha256."""
+    """A whole lock.
+
+    ``sealift`` pins what the bundle takes of Sealift itself: file -> sha256. ``alternatives`` holds the wheels of the
+    same versions that were not chosen: ``NAME==VERSION`` -> file name -> sha256.
+    """
 
     spec_digest: str
     sealift: Mapping[str, str]
@@ -90,10 +123,16 @@ class Lock:
     policy: Mapping[str, Json] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
     next_signers: LockedFile | None = None
+    python: LockedPython | None = None
+    builds: tuple[LockedBuild, ...] = ()
+    alternatives: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def all_files(self) -> Iterator[LockedFile]:
         """Yield every file that comes out of the store."""
         yield self.installer
+        if self.python:
+            yield self.python.file
         yield from self.wheels
         for model in self.models:
             yield from model.files
@@ -115,7 +154,7 @@ class Lock:
         return json.dumps(self._to_json(), indent=1, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n"
 
     def _to_json(self) -> dict[str, Json]:
-        return ({"next_signers": self.next_signers.to_json()} if self.next_signers else {}) | {
+        return self._optional_json() | {
             "_type": LOCK_TYPE,
             "apps": [
                 {"files": _files_json(app.files), "name": app.entry.name, "origin": app.entry.origin}
@@ -144,6 +183,17 @@ class Lock:
             "version": self.version,
             "wheels": _files_json(self.wheels),
         }
+
+    def _optional_json(self) -> dict[str, Json]:
+        python = self.python
+        values: dict[str, Json] = {
+            "alternatives": self.alternatives,
+            "builds": [_build_json(build) for build in self.builds],
+            "environment": self.environment,
+            "next_signers": self.next_signers.to_json() if self.next_signers else {},
+            "python": {"file": python.file.to_json(), "version": python.version} if python else {},
+        }
+        return {key: value for key, value in values.items() if value}
 
 
 def write_lock(path: Path, lock: Lock) -> None:
@@ -204,6 +254,27 @@ def parse_lock(data: object, where: str) -> Lock:
             if "next_signers" in fields
             else None
         ),
+        python=_parse_python(fields) if "python" in fields else None,
+        builds=tuple(_parse_build(item, path) for path, item in fields.items("builds")),
+        alternatives=cast("Mapping[str, Mapping[str, str]]", fields.mapping("alternatives")),
+        environment=cast("Mapping[str, str]", fields.mapping("environment")),
+    )
+
+
+def _parse_python(fields: Fields) -> LockedPython:
+    table = fields.table("python", ("file", "version"))
+    return LockedPython(version=table.text("version"), file=_parse_file(table.mapping("file"), table.path("file")))
+
+
+def _parse_build(item: object, where: str) -> LockedBuild:
+    known = ("requirements", "source", "source_sha256", "wheel", "wheel_sha256")
+    fields = Fields(item, where=where, known=known, error=SpecError)
+    return LockedBuild(
+        wheel=fields.text("wheel"),
+        wheel_sha256=fields.text("wheel_sha256", pattern=_HEX),
+        source=fields.text("source"),
+        source_sha256=fields.text("source_sha256", pattern=_HEX),
+        requirements=fields.texts("requirements", ()),
     )
 
 
@@ -230,7 +301,7 @@ def _parse_file(item: object, where: str) -> LockedFile:
 
 
 def _parse_model(item: object, where: str) -> LockedModel:
-    known = ("adapter", "converter", "files", "format", "name", "origin", "settings")
+    known = ("adapter", "converter", "facts", "files", "format", "license", "name", "origin", "settings")
     fields = Fields(item, where=where, known=known, error=SpecError)
     name = fields.text("name")
     entry = ModelEntry(
@@ -241,7 +312,13 @@ def _parse_model(item: object, where: str) -> LockedModel:
         origin=fields.text("origin"),
         settings=cast("Mapping[str, Json]", fields.mapping("settings")),
     )
-    return LockedModel(entry=entry, files=_parse_files(fields, "files"), converter=fields.text("converter", ""))
+    return LockedModel(
+        entry=entry,
+        files=_parse_files(fields, "files"),
+        converter=fields.text("converter", ""),
+        license=fields.text("license", ""),
+        facts=cast("Mapping[str, Json]", fields.mapping("facts")),
+    )
 
 
 def _parse_app(item: object, where: str) -> LockedApp:
@@ -266,14 +343,27 @@ def _parse_probe(item: object, where: str) -> Probe:
 
 def _model_json(model: LockedModel) -> dict[str, Json]:
     entry = model.entry
-    return {
+    values: dict[str, Json] = {
         "adapter": entry.adapter,
         "converter": model.converter,
+        "facts": model.facts,
         "files": _files_json(model.files),
         "format": entry.format,
+        "license": model.license,
         "name": entry.name,
         "origin": entry.origin,
         "settings": entry.settings,
+    }
+    return {key: value for key, value in values.items() if value or key not in {"facts", "license"}}
+
+
+def _build_json(build: LockedBuild) -> dict[str, Json]:
+    return {
+        "requirements": list(build.requirements),
+        "source": build.source,
+        "source_sha256": build.source_sha256,
+        "wheel": build.wheel,
+        "wheel_sha256": build.wheel_sha256,
     }
 
 

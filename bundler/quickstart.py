@@ -21,7 +21,8 @@ from bundler.relock import lock_spec
 from bundler.resolver import Resolver
 from bundler.sandbox import Isolation, find_isolation
 from bundler.selfpack import self_digests
-from bundler.spec import Spec, load_spec
+from bundler.spec import Spec
+from bundler.specfile import load_spec
 from bundler.store import Store
 from bundler.summary import inspect_bundle
 from manifests.errors import SealiftError

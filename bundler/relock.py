@@ -58,7 +58,7 @@ def lock_spec(
         PolicyError: The policy refuses what is there.
     """
     report("resolve")
-    requirements = [*spec.requirements, *(SERVING_REQUIREMENTS if spec.models else ())]
+    requirements = [*spec.packages.requirements, *(SERVING_REQUIREMENTS if spec.models else ())]
     resolution = resolver.resolve(requirements, spec.target, _kept(previous)) if requirements else None
     report("fetch wheels")
     wheels = fetch_pins(resolution.pins, store, spec.target) if resolution else ()

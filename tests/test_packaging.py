@@ -95,7 +95,7 @@ def test_what_the_wheel_holds(distributions: dict[str, Path]) -> None:
 def test_what_the_source_distribution_holds(distributions: dict[str, Path]) -> None:
     with tarfile.open(distributions["sdist"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "LICENSE", "README.md", "bundler/cli.py", "templates/install.sh.j2"} <= names
+    assert {"pyproject.toml", "LICENSE", "README.md", "bundler/cli/__init__.py", "templates/install.sh.j2"} <= names
     assert not [name for name in names if name.startswith(("benchmarks/", ".venv/", ".ci/"))]
 
 

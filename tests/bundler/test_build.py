@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from bundler.build import BuildOptions, build_bundle
 from bundler.lock import load_lock
-from bundler.spec import load_spec
+from bundler.specfile import load_spec
 from bundler.store import Store
 from contextlib import nullcontext
 from manifests.pieces import Silent

@@ -9,7 +9,7 @@ import pytest
 from bundler.convert import convert
 from bundler.models import lock_model
 from bundler.pipconfig import load_pip_config
-from bundler.spec import load_spec
+from bundler.specfile import load_spec
 from bundler.store import Store, default_cache
 from manifests.errors import SourceError
 

@@ -21,7 +21,8 @@ from bundler.quickstart import (
 )
 from bundler.sandbox import Isolation, find_isolation
 from bundler.selfpack import self_digests
-from bundler.spec import Spec, host_target, load_spec
+from bundler.spec import Spec, host_target
+from bundler.specfile import load_spec
 from bundler.store import Store
 from tests.factories import Key, make_key, tree_of
 from tests.factories_cli import ROOT

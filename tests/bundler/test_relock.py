@@ -11,7 +11,7 @@ from bundler.lock import Lock, load_lock, write_lock
 from bundler.pipconfig import PipConfig, load_pip_config
 from bundler.relock import SERVING_REQUIREMENTS, lock_spec
 from bundler.resolver import UvResolver
-from bundler.spec import load_spec
+from bundler.specfile import load_spec
 from bundler.store import Store
 from manifests.errors import SpecError
 from tests.factories_wheels import make_wheel

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundler.lock import load_lock
-from bundler.spec import load_spec
+from bundler.specfile import load_spec
 from manifests.manifest import parse_manifest
 from manifests.medium import open_medium
 from manifests.trust import parse_allowed_signers, verify_signatures

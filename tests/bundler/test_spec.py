@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bundler.spec import check_spec, host_target, init_spec, load_spec
+from bundler.spec import IndexSpec, PackagesSpec, PythonSpec, host_target
+from bundler.specfile import check_spec, init_spec, load_spec
 from bundler.units import parse_size
 from manifests.errors import SpecError
 from manifests.manifest import HostNeeds, Probe, Target
@@ -76,11 +77,17 @@ def test_digest_ignores_comments_and_place_but_not_content(tmp_path: Path) -> No
         ("cpu-cores", "cpu_cores", "requires.cpu_cores: unknown key", "did you mean 'cpu-cores'?"),
         ("adapter =", "adaptor =", "model[0].adaptor: unknown key", "did you mean 'adapter'?"),
         ('"bge-m3"', '"bge-m4"', "model[0].adapter: 'bge-m4' is not one of", "did you mean 'bge-m3'?"),
-        ("[packages]", '[python]\nversion = "3.11"\n[packages]', "python.version: carrying the", "remove [python]"),
-        ("[packages]", '[packages]\nbuild-from-source = ["x"]', "building sdists is not supported yet", "pip wheel"),
-        ('"dir:model"', '"hf:a/b"', "models from the Hub are not supported yet", "dir:FOLDER"),
+        ("[packages]", "[python]\n[packages]", "python.version: expected one of version, file and url, got none", ""),
+        ("[packages]", '[python]\nversion = "3.11"\nurl = "x"\n[packages]', "got version, url", ""),
+        ("[packages]", '[python]\nfile = "x.tar.gz"\n[packages]', "python.sha256: missing", ""),
+        ("[packages]", '[packages]\nextras = ["x"]', "packages.extras: there is no pyproject", "pyproject.toml"),
+        ("[packages]", '[packages]\n[[packages.index]]\nurl = "https://h/"\npackages = []\n[x]', "x: unknown key", ""),
+        ("[packages]", '[env]\nlower = "x"\n[packages]', "env.lower: is not the name of a variable", ""),
+        ("[packages]", '[env]\nA = "x\\ny"\n[packages]', "env.A: holds a line break", ""),
+        ('"dir:model"', '"hf:a b/c"', "does not have the form hf:ORG/NAME@REVISION", ""),
+        ('"dir:model"', '"hf:"', "nothing follows the colon", ""),
         ('"dir:model"', '"wheel:a"', "does not have the form wheel:DISTRIBUTION==VERSION", ""),
-        ('"dir:model"', '"git:a"', "doesn't begin with dir: or wheel:", ""),
+        ('"dir:model"', '"git:a"', "doesn't begin with dir:, hf: or wheel:", ""),
         ('"1.5 GiB"', '"lots"', "requires.memory: 'lots' is not a size such as '32 GiB'", ""),
         ('"3.11"', '"3.10"', "target.python: 3.10 is older than 3.11", ""),
         ("manylinux_2_28", "linux", "target.platform: 'x86_64-linux' is not a platform", "uv's names"),
@@ -89,7 +96,19 @@ def test_digest_ignores_comments_and_place_but_not_content(tmp_path: Path) -> No
         ("0.7", "nan", "model[0].settings.temperature: nan is not a number", ""),
         ("0.7", "1979-05-27", "model[0].settings.temperature: expected text", ""),
         ('version = "1.0.0"', "", "bundle.version: missing", ""),
-        ("[[probe]]", '[[app]]\nsource = "x.whl"\n[[probe]]', "app[0].source: 'x.whl': only a folder", "dir:FOLDER"),
+        (
+            "[[probe]]",
+            '[[app]]\nsource = "x.whl"\n[[probe]]',
+            "'x.whl' doesn't begin with dir:, git:, project: or wh",
+            "",
+        ),
+        (
+            "[[probe]]",
+            '[[app]]\nsource = "git:x@main"\n[[probe]]',
+            "does not have the form git:CHECKOUT@COMMIT",
+            "rev-parse",
+        ),
+        ("0.7", "true\n[x]", "x: unknown key", ""),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str, hint: str) -> None:
@@ -160,3 +179,73 @@ def test_sizes(text: str, size: int) -> None:
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a size|larger than any disk"):
         parse_size(text)
+
+
+def test_index_takes_no_credentials(tmp_path: Path) -> None:
+    index = '[[packages.index]]\nurl = "https://user:secret@host.invalid/simple"\npackages = ["torch"]\n'
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, FULL.replace("[[model]]", f"{index}[[model]]")))
+    assert caught.value.message.endswith("packages.index[0].url: credentials don't belong in a spec")
+    assert "secret" not in caught.value.render()
+
+
+def test_sources_of_packages_and_interpreter(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("six\n", encoding="utf-8")
+    keys = (
+        'files = ["r.txt"]\nbuild-from-source = ["x"]\n[[packages.index]]\nurl = "https://h/"\npackages = ["torch"]\n'
+    )
+    text = FULL.replace("[packages]\n", f'[python]\nversion = "3.11.9"\n[env]\nLOG_LEVEL = "INFO"\n[packages]\n{keys}')
+    # requirements must stay within [packages]
+    text = text.replace('requirements = ["six>=1.16"]\n', "", 1)
+    spec = load_spec(write(tmp_path, text))
+    assert spec.packages == PackagesSpec(
+        files=("r.txt",), build_from_source=("x",), indexes=(IndexSpec(url="https://h/", packages=("torch",)),)
+    )
+    assert spec.python == PythonSpec(version="3.11.9")
+    assert spec.environment == {"LOG_LEVEL": "INFO"}
+    before = spec.digest
+    (tmp_path / "r.txt").write_text("six==1.17.0\n", encoding="utf-8")
+    assert load_spec(spec.path).digest != before
+    (tmp_path / "r.txt").unlink()
+    with pytest.raises(SpecError, match=r"packages: .*r\.txt: No such file"):
+        load_spec(spec.path)
+
+
+def test_extends_lays_tables_over_each_other(tmp_path: Path) -> None:
+    (tmp_path / "common.toml").write_text(FULL, encoding="utf-8")
+    text = (
+        'extends = "common.toml"\n[target]\nplatform = "aarch64-manylinux_2_28"\n[packages]\nrequirements = ["idna"]\n'
+        '[[model]]\nname = "n"\nsource = "dir:other"\nadapter = "hcx"\n'
+        '[[model]]\nname = "m"\nsource = "dir:mine"\nadapter = "bge-m3"\n'
+    )
+    spec = load_spec(write(tmp_path, text))
+    assert (spec.name, spec.target.python) == ("demo", "3.11")
+    assert spec.target.platform == "aarch64-manylinux_2_28"
+    assert spec.packages.requirements == ("idna",)
+    assert [(model.name, model.location) for model in spec.models] == [("m", "mine"), ("n", "other")]
+    assert spec.lock_path == tmp_path / "demo.lock"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('"demo.toml"', "extends: demo.toml leads back here"),
+        ('"none.toml"', "none.toml: No such file or directory"),
+        ("3", "extends: expected the name of another spec"),
+    ],
+)
+def test_extends_of_nothing(tmp_path: Path, value: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, f"extends = {value}\n{FULL}"))
+    assert message in caught.value.message
+
+
+def test_platform_of_the_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path, FULL)
+    spec = load_spec(path, platform="aarch64-apple-darwin")
+    assert spec.target.label == "aarch64-apple-darwin-cp311-cpu"
+    assert spec.lock_path == tmp_path / "demo.aarch64-apple-darwin-cp311-cpu.lock"
+    assert spec.digest != load_spec(path).digest
+    assert load_spec(path, platform="x86_64-manylinux_2_28").lock_path == tmp_path / "demo.lock"
+    with pytest.raises(SpecError, match="--target: platform: 'vax' is not a platform"):
+        load_spec(path, platform="vax")

@@ -1,0 +1,5 @@
+"""``python -m bundler.cli``."""
+
+from bundler.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""Commands about keys and signatures: keygen, sign, manifest."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from bundler.cli.shared import PATH, answer, command, json_option, read_signer
+from manifests.errors import UsageError
+
+
+@command("keygen")
+@click.argument("path", type=PATH)
+@click.option("--identity", required=True, metavar="WHO", help="Who signs, such as release@example.com.")
+@json_option
+def keygen(path: Path, identity: str, *, as_json: bool) -> None:
+    """Make a signing key: PATH, PATH.pub and PATH.allowed_signers."""
+    from bundler.keys import write_key
+
+    signer = write_key(path, identity)
+    document = {"key": str(path), "fingerprint": signer.key.fingerprint, "allowed_signers": f"{path}.allowed_signers"}
+    lines = [
+        f"{path}  the private key: keep it off every medium that crosses",
+        f"{path}.pub",
+        f"{path}.allowed_signers  the closed side's trust file: it travels by another way than the bundle",
+        f"fingerprint {signer.key.fingerprint}",
+    ]
+    answer(document, "\n".join(lines), as_json=as_json)
+
+
+@command("sign")
+@click.argument("bundle", type=PATH)
+@click.option("--key", metavar="FILE", help="OpenSSH Ed25519 private key, or agent:FINGERPRINT for one of ssh-agent.")
+@click.option("--attach", type=PATH, metavar="FILE.sig", help="A signature made elsewhere with ssh-keygen -Y sign.")
+@json_option
+def sign(bundle: Path, key: str | None, attach: Path | None, *, as_json: bool) -> None:
+    """Fill or co-sign the signature slot of BUNDLE in place."""
+    from bundler.sign import attach_signature, sign_bundle
+
+    if (key is None) == (attach is None):
+        raise UsageError("sign takes --key FILE or --attach FILE.sig, one of the two", hint="bundler sign --help")
+    if key is not None:
+        count = sign_bundle(bundle, read_signer(key))
+    elif attach is not None:
+        count = attach_signature(bundle, attach.read_bytes())
+    answer({"bundle": str(bundle), "signatures": count}, f"{bundle} has {count} signatures", as_json=as_json)
+
+
+@command("manifest")
+@click.argument("bundle", type=PATH)
+def manifest(bundle: Path) -> None:
+    """Print the manifest.json of BUNDLE, to be signed elsewhere."""
+    from manifests.manifest import parse_manifest
+    from manifests.medium import open_medium
+
+    with open_medium(bundle) as medium:
+        parse_manifest(medium.manifest_bytes)
+        sys.stdout.buffer.write(medium.manifest_bytes)

@@ -1,0 +1,154 @@
+"""Reading and checking the TOML file in which a person writes a spec, and writing a first one."""
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, StrictUndefined
+from packaging.requirements import InvalidRequirement, Requirement
+
+from bundler.models import app_files, folder_files
+from bundler.rotation import check_next_signers
+from bundler.selfpack import template_root
+from bundler.spec import Spec, host_target
+from bundler.specparse import parse_spec, parse_target
+from manifests.errors import SpecError
+from manifests.files import write_atomic
+from manifests.manifest import (
+    Target,
+)
+
+_DEPTH: Final = 8  # of specs that extend each other
+
+
+def load_spec(path: Path, *, platform: str | None = None) -> Spec:
+    """Read a spec; ``platform`` takes the place of its target's platform, as ``--target`` does.
+
+    Raises:
+        SpecError: It can't be read, isn't TOML (with the line), or breaks a rule (with the key path).
+    """
+    data = _load_toml(path, ())
+    spec = parse_spec(data, path)
+    if platform is not None and platform != spec.target.platform:
+        target = parse_target({**_target_table(spec.target), "platform": platform}, "--target: ")
+        spec = replace(spec, target=target, is_retargeted=True)
+    return replace(spec, input_digests={name: _input_digest(spec, name) for name in spec.packages.inputs})
+
+
+def _target_table(target: Target) -> dict[str, object]:
+    return {"python": target.python, "accelerator": target.accelerator}
+
+
+def _load_toml(path: Path, above: tuple[Path, ...]) -> dict[str, object]:
+    """Return the tables of a spec laid over those of the spec that it extends."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        hint = f"`bundler init {path}` writes a commented spec" if not above else f"{above[-1]} extends it"
+        raise SpecError(f"{path}: {reason}", hint=hint) from None
+    try:
+        data: dict[str, object] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: {_with_line(error)}") from None
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str) or not base:
+        raise SpecError(f"{path}: extends: expected the name of another spec", hint='extends = "common.toml"')
+    if path.resolve() in above or len(above) >= _DEPTH:
+        raise SpecError(f"{path}: extends: {base} leads back here, or through more than {_DEPTH} specs")
+    return _overlaid(_load_toml(path.parent / base, (*above, path.resolve())), data)
+
+
+def _overlaid(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    """Return ``base`` with ``over`` laid on: tables key by key, lists of named tables by name, the rest replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = _overlaid(below, value)
+        elif _are_named(value) and _are_named(below):
+            merged[key] = list({item["name"]: item for item in (*below, *value)}.values())  # type: ignore[misc] # both are lists of tables
+        else:
+            merged[key] = value
+    return merged
+
+
+def _are_named(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, Mapping) and "name" in item for item in value)
+
+
+def _input_digest(spec: Spec, name: str) -> str:
+    path = spec.resolve_folder(name)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SpecError(
+            f"{spec.path}: packages: {path}: {error.strerror}", hint="paths start at the spec's folder"
+        ) from None
+
+
+def check_spec(spec: Spec) -> None:
+    """Check what can be checked without a network: requirements, and the folders of models and applications.
+
+    Raises:
+        SpecError: With every problem that was found.
+    """
+    problems = list(_requirement_problems(spec))
+    for model in (model for model in spec.models if model.scheme == "dir"):
+        where = f"{spec.path}: model {model.name!r}"
+        problems += _problems_of(partial(folder_files, spec.resolve_folder(model.location), model, where))
+    for app in spec.apps:
+        problems += _problems_of(partial(app_files, app, spec))
+    if spec.next_signers:
+        problems += _problems_of(partial(check_next_signers, spec))
+    if problems:
+        message = "\n".join(error.message for error in problems)
+        raise SpecError(message, hint=problems[0].hint if len(problems) == 1 else None)
+
+
+def _requirement_problems(spec: Spec) -> Iterator[SpecError]:
+    for index, text in enumerate(spec.packages.requirements):
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            reason = str(error).splitlines()[0]
+            yield SpecError(f"{spec.path}: packages.requirements[{index}]: {text!r} is not a requirement: {reason}")
+            continue
+        if requirement.url is not None:
+            where = f"{spec.path}: packages.requirements[{index}]"
+            yield SpecError(f"{where}: {text!r}: a direct url is not supported", hint="name a version of an index")
+
+
+def _problems_of(action: Callable[[], object]) -> list[SpecError]:
+    try:
+        action()
+    except SpecError as error:
+        return [error]
+    return []
+
+
+def init_spec(path: Path) -> None:
+    """Write a commented spec, for this host's own kind of target.
+
+    Raises:
+        SpecError: There is a file already, which stays as it is.
+        DiskError: No space, no permission.
+    """
+    if path.exists() or path.is_symlink():
+        raise SpecError(f"{path}: exists already", hint="choose another name; it is never overwritten")
+    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:64] or "bundle"
+    template = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701 - TOML
+    text = (template_root() / "spec.toml.j2").read_text(encoding="utf-8")
+    write_atomic(path, template.from_string(text).render(name=name, target=host_target()).encode())
+
+
+def _with_line(error: tomllib.TOMLDecodeError) -> str:
+    match = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", str(error))
+    return f"line {match[2]}, column {match[3]}: {match[1]}" if match else str(error)
