@@ -37,38 +37,48 @@ def converter_digest() -> str:
 
 
 def convert(
-    mode: Literal["gguf", "pickle"], inputs: Mapping[str, Path], key: str, store: Store, config: PipConfig
+    mode: Literal["gguf", "pickle", "cast"],
+    inputs: Mapping[str, Path],
+    key: str,
+    store: Store,
+    config: PipConfig,
+    *,
+    dtype: str = "",
 ) -> Converted:
     """Convert weights, unless that was done before.
 
     Args:
-        mode: ``gguf``: one file that holds a whole model; ``pickle``: ``.bin`` and ``.pt`` files and their index.
+        mode: ``gguf``: one file that holds a whole model; ``pickle``: ``.bin`` and ``.pt`` files and their index;
+            ``cast``: safetensors files and their index, which get another ``dtype``.
         inputs: Relative name -> where the content lies.
         key: The digest of the inputs' contents and names.
         store: Keeps the result.
         config: Where the converter's requirements come from.
+        dtype: torch's name of the type that floating-point tensors get; empty leaves them as they are.
 
     Raises:
         SourceError: The converter can't be installed, or refuses the weights; its own words are in the message.
     """
     converter = converter_digest()
-    record = store.record("conversion", f"{key}-{converter[:16]}")
+    name = f"{key}-{converter[:16]}{dtype and '-'}{dtype}"
+    record = store.record("conversion", name)
     if isinstance(record, dict) and all(sha256 in store for sha256, _ in record.values()):
         return Converted(files={path: (sha256, size) for path, (sha256, size) in record.items()}, converter=converter)
     python = _converter_python(store, config)
     with tempfile.TemporaryDirectory(prefix="convert-", dir=_made(store.root / "incoming")) as folder:
         source, output = Path(folder) / "source", Path(folder) / "output"
-        for name, path in inputs.items():
-            _made((source / name).parent)
-            (source / name).symlink_to(path.absolute())
+        for relative, path in inputs.items():
+            _made((source / relative).parent)
+            (source / relative).symlink_to(path.absolute())
         argument = source / next(iter(inputs)) if mode == "gguf" else source
-        _run([str(python), "-I", str(_FOLDER / "__main__.py"), mode, str(argument), str(output)], Path(folder))
+        script = [str(python), "-I", str(_FOLDER / "__main__.py")]
+        _run([*script, mode, str(argument), str(output), dtype], Path(folder))
         files = {}
         for path in sorted(output.rglob("*")):
             if path.is_file():
                 digest = store.add_file(path)
                 files[path.relative_to(output).as_posix()] = (digest.sha256, digest.size)
-    store.write_record("conversion", f"{key}-{converter[:16]}", files)
+    store.write_record("conversion", name, files)
     return Converted(files=files, converter=converter)
 
 

@@ -64,6 +64,53 @@ def test_code_in_a_pickle_does_not_run(store: Store, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_another_type_is_written_and_integers_stay(store: Store, tmp_path: Path) -> None:
+    from safetensors.torch import load, save_file  # noqa: PLC0415 - after importorskip
+
+    weight = torch.linspace(-3, 3, 64).reshape(8, 8)
+    save_file({"weight": weight, "ids": torch.arange(3)}, tmp_path / "model.safetensors")
+    torch.save({"weight": weight, "scalar": torch.tensor(2.5), "none": torch.zeros(0, 4)}, tmp_path / "head.pt")
+    config = load_pip_config()
+    name = "model.safetensors"
+    done = convert("cast", {name: tmp_path / name}, "1" * 64, store, config, dtype="bfloat16")
+    tensors = load(store.path(done.files[name][0]).read_bytes())
+    assert tensors["weight"].dtype == torch.bfloat16
+    assert torch.equal(tensors["weight"], weight.to(torch.bfloat16))
+    assert torch.equal(tensors["ids"], torch.arange(3))
+    half = convert("pickle", {"head.pt": tmp_path / "head.pt"}, "2" * 64, store, config, dtype="float16")
+    whole = convert("pickle", {"head.pt": tmp_path / "head.pt"}, "2" * 64, store, config)
+    tensors = load(store.path(half.files["head.safetensors"][0]).read_bytes())
+    assert (tensors["scalar"].dtype, tensors["scalar"].item(), tuple(tensors["none"].shape)) == (
+        torch.float16,
+        2.5,
+        (0, 4),
+    )
+    assert whole.files != half.files
+    assert torch.equal(load(store.path(whole.files["head.safetensors"][0]).read_bytes())["weight"], weight)
+
+
+def test_what_is_no_weights_is_refused_by_name(store: Store, tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1), "epoch": 3}, tmp_path / "training.pt")
+    torch.save([torch.ones(1)], tmp_path / "list.pt")
+    torch.save({"weight": torch.ones(2, dtype=torch.complex64)}, tmp_path / "odd.pt")
+    words = {
+        "training.pt": "training.pt: epoch are not tensors; it is a training checkpoint",
+        "list.pt": "list.pt: holds a list, expected tensors by name",
+        "odd.pt": "odd.pt: safetensors has no type complex64",
+    }
+    for name, message in words.items():
+        with pytest.raises(SourceError, match=message):
+            convert("pickle", {name: tmp_path / name}, name.encode().hex().ljust(64, "0"), store, load_pip_config())
+
+
+def test_weights_from_before_the_zip_format(store: Store, tmp_path: Path) -> None:
+    from safetensors.torch import load  # noqa: PLC0415 - after importorskip
+
+    torch.save({"weight": torch.ones(2)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    done = convert("pickle", {"old.bin": tmp_path / "old.bin"}, "3" * 64, store, load_pip_config())
+    assert torch.equal(load(store.path(done.files["old.safetensors"][0]).read_bytes())["weight"], torch.ones(2))
+
+
 @pytest.mark.slow
 def test_smollm2_keeps_its_chat_template_and_its_bytes() -> None:
     spec, config, store = load_spec(QUICKSTART), load_pip_config(), Store(default_cache())
