@@ -6,6 +6,7 @@
         sha256/ab/abcdef...          content, read-only
         sha256/ab/abcdef....json     its size and chunk digests; made again when it is missing
         records/KIND/KEY.json        for example the result of a conversion
+        partial/                     downloads under way, see bundler.partial
         venvs/                       throw-away environments
 
 A blob appears by a rename, so it is never partly there, and two writers of one content do no harm. Blobs are trusted
@@ -155,6 +156,21 @@ class Store:
             self.write_record("file", key, digest.sha256)
         return digest
 
+    def adopt(self, path: Path, digest: ContentDigest) -> None:
+        """Take a file over as a content: it is moved, not read.
+
+        Args:
+            path: On the store's own file system; nobody writes to it any more.
+            digest: What the caller found when it hashed the file.
+
+        Raises:
+            DiskError: It can't be moved.
+        """
+        try:
+            self._settle(path, digest)
+        except OSError as error:
+            raise disk_error(error, f"move {path} to {self.root}") from error
+
     def record(self, kind: str, key: str) -> Json:
         """Return what was recorded, or None; a damaged record counts as none."""
         try:
@@ -183,7 +199,7 @@ class Store:
 
     def _settle(self, temporary: Path, digest: ContentDigest) -> None:
         path = self.path(digest.sha256)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.chmod(0o444)
         temporary.replace(path)  # same content as whatever is there, and if that was damaged, better
         self._write_index(digest)

@@ -1,6 +1,9 @@
 """Models: what a folder or a wheel may hold, and each refusal by name."""
 
 import hashlib
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from bundler.spec import ModelSpec, Spec
 from bundler.store import Store
 from manifests.errors import PolicyError, SealiftError, SourceError, SpecError
 from manifests.manifest import Target
+from tests.factories_hub import LoopbackHub, loopback_hub
 from tests.factories_wheels import make_wheel
 
 TARGET = Target(platform="x86_64-manylinux_2_28", python="3.11", accelerator="cpu")
@@ -121,3 +125,101 @@ def test_wheel_that_carries_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     wheel.unlink()
     assert lock_model(spec.models[0], spec, store, PipConfig()) == locked
     assert "the wheel holds 0 models" in refusal(tmp_path, SourceError, "wheel:empty==1.0").message
+
+
+def test_pickles_are_refused_by_content(tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", {"config.json": b"{}", "model.safetensors": pickle.dumps(Path("x"))})
+    error = refusal(tmp_path, PolicyError)
+    assert error.message.endswith("model 'm': policy.pickle refuses model.safetensors (by its content)")
+    assert error.hint == "exclude them, or allow: [policy] pickle = 'allow'"
+
+
+def test_a_bin_that_is_no_pickle_travels(tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", {"config.json": b"{}", "model.safetensors": b"w", "vocab.bin": b"\x00\x01words"})
+    spec = spec_of(tmp_path, "dir:model")
+    locked = lock_model(spec.models[0], spec, Store(tmp_path / "cache"), PipConfig())
+    assert [file.path for file in locked.files][-1] == "models/m/vocab.bin"
+    assert locked.converter == ""
+
+
+def test_facts_and_licence_are_locked(tmp_path: Path) -> None:
+    files = {"README.md": b"---\nlicense: mit\n---\n", "LICENSE": b"", "chat_template.jinja": b"{{ x }}"}
+    make_folder(tmp_path / "model", FILES | files)
+    spec, store = spec_of(tmp_path, "dir:model", pickle="allow"), Store(tmp_path / "cache")
+    locked = lock_model(spec.models[0], spec, store, PipConfig())
+    assert locked.facts == {"chat-template": "chat_template.jinja", "license-files": ["LICENSE"]}
+    assert locked.license == "mit"
+    model = replace(spec.models[0], license="Apache-2.0")
+    assert lock_model(model, spec, store, PipConfig()).license == "Apache-2.0"
+
+
+def test_twins_are_not_even_copied_and_it_is_said(tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", {"config.json": b"{}", "model.safetensors": b"w", "pytorch_model.bin": b"twin"})
+    spec, store, said = spec_of(tmp_path, "dir:model"), Store(tmp_path / "cache"), list[str]()
+    lock_model(spec.models[0], spec, store, PipConfig(), report=said.append)
+    assert hashlib.sha256(b"twin").hexdigest() not in store
+    assert said == [
+        "model m: weights: safetensors taken; left out, the same in another format: pytorch_model.bin (4 B)"
+    ]
+
+
+HUB_FILES = FILES | {"README.md": b"# x", ".gitattributes": b"*.bin", "pytorch_model.bin": pickle.dumps(Path("x"))}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    pytest.importorskip("huggingface_hub")
+    with loopback_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", "")
+        hub.add("org/model", HUB_FILES)
+        hub.tags["org/model"] = ["license:mit"]
+        yield hub
+
+
+def test_hub_model_is_locked_at_its_commit(tmp_path: Path, hub: LoopbackHub) -> None:
+    spec, store, said = spec_of(tmp_path, "hf:org/model"), Store(tmp_path / "cache"), list[str]()
+    locked = lock_model(spec.models[0], spec, store, PipConfig(), report=said.append)
+    origin = f"pkg:huggingface/org/model@{'a' * 40}"
+    assert [file.path for file in locked.files] == [
+        f"models/m/{name}" for name in ("README.md", "config.json", "model.safetensors")
+    ]
+    assert {(file.origin, file.source, file.origin_sha256) for file in locked.files} == {(origin, "hub main", "")}
+    assert (locked.entry.origin, locked.license) == (origin, "mit")
+    assert store.path(locked.files[2].sha256).read_bytes() == b"weights"
+    assert len(hub.bodies()) == 3  # what doesn't travel isn't fetched
+    assert said == [
+        "model m: left out, nothing here reads it: .gitattributes (5 B), onnx/ (5 B)",
+        "model m: weights: safetensors taken; left out, the same in another format: pytorch_model.bin (41 B)".replace(
+            "41 B", f"{len(HUB_FILES['pytorch_model.bin'])} B"
+        ),
+        f"model m: org/model at {'a' * 40}: 12 B",
+    ]
+
+
+def test_a_branch_stays_at_the_commit_of_the_lock(tmp_path: Path, hub: LoopbackHub) -> None:
+    spec, store = spec_of(tmp_path, "hf:org/model@main"), Store(tmp_path / "cache")
+    first = lock_model(spec.models[0], spec, store, PipConfig())
+    hub.add("org/model", HUB_FILES | {"config.json": b"[]"}, commit="b" * 40, refs=("v2",))
+    hub.asked.clear()
+    assert lock_model(spec.models[0], spec, store, PipConfig(), previous=first) == first
+    assert hub.asked == []
+    upgraded = lock_model(spec.models[0], spec, store, PipConfig())
+    assert upgraded.entry.origin == f"pkg:huggingface/org/model@{'b' * 40}"
+    another = replace(spec.models[0], source="hf:org/model@v2")
+    assert lock_model(another, spec, store, PipConfig(), previous=first).entry.origin == upgraded.entry.origin
+    exact = replace(spec.models[0], source=f"hf:org/model@{'a' * 40}")
+    locked = lock_model(exact, spec, store, PipConfig(), previous=upgraded)
+    assert (locked.entry.origin, locked.files[0].source) == (first.entry.origin, "hub")
+
+
+def test_hub_model_is_refused_before_anything_is_fetched(tmp_path: Path, hub: LoopbackHub) -> None:
+    hub.add("org/code", {"config.json": b"{}", "model.safetensors": b"w", "modeling.py": b"", "x.pkl": b""})
+    assert refusal(tmp_path, PolicyError, "hf:org/code").message.endswith("policy.pickle refuses x.pkl")
+    hub.add("org/code", {"config.json": b"{}", "model.safetensors": b"w", "modeling.py": b""}, commit="c" * 40)
+    assert refusal(tmp_path, PolicyError, "hf:org/code").message.endswith("policy.remote-code refuses modeling.py")
+    hub.add("org/none", {"model.safetensors": b"w"})
+    assert refusal(tmp_path, SpecError, "hf:org/none").message.endswith("model 'm': org/none has no config.json")
+    hub.add("org/names", {"config.json": b"{}", "con.txt": b""})
+    assert "'con.txt' has the Windows device name" in refusal(tmp_path, SpecError, "hf:org/names").message
+    assert hub.bodies() == []

@@ -9,7 +9,7 @@ import pytest
 
 from bundler.store import Store, default_cache
 from manifests.digests import CHUNK_SIZE, digest_bytes, sha256_hex
-from manifests.errors import IntegrityError, SourceError
+from manifests.errors import DiskError, IntegrityError, SourceError
 
 DATA = b"content"
 
@@ -130,3 +130,16 @@ def test_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache() == tmp_path / ".cache" / "sealift"
+
+
+def test_a_file_is_adopted_by_moving_it(tmp_path: Path) -> None:
+    store, source = Store(tmp_path), tmp_path / "partial"
+    source.write_bytes(DATA)
+    inode = source.stat().st_ino
+    store.adopt(source, digest_bytes(DATA))
+    path = store.path(sha256_hex(DATA))
+    assert not source.exists()
+    assert (path.stat().st_ino, path.stat().st_mode & 0o777) == (inode, 0o444)
+    assert store.digest(sha256_hex(DATA)) == digest_bytes(DATA)
+    with pytest.raises(DiskError, match=r"can't move .*partial to "):
+        store.adopt(source, digest_bytes(DATA))
