@@ -51,6 +51,7 @@ def download_any(name: str, version: str, store: Store) -> str:
 
     Raises:
         SourceError: There is no such distribution or version, or it has no wheel.
+        IntegrityError: The wheel contradicts itself.
     """
     key = f"{canonicalize_name(name)}=={version}"
     known = store.record("model-wheel", key)
@@ -62,6 +63,7 @@ def download_any(name: str, version: str, store: Store) -> str:
         (wheel,) = folder.iterdir()
         with wheel.open("rb") as stream:
             digest = store.add_stream(stream, what=wheel.name)
+        check_stored_wheel(store, digest.sha256, wheel.name)
     store.write_record("model-wheel", key, digest.sha256)
     return digest.sha256
 
@@ -71,7 +73,7 @@ def _download(pins: Sequence[Pin], store: Store, target: Target) -> None:
         folder = Path(name)
         lines = (f"{_requirement(pin)} --hash=sha256:{pin.sha256}\n" for pin in pins)
         (folder / "requirements.txt").write_text("".join(lines), encoding="utf-8")
-        run_pip_download(["--require-hashes", *_target_flags(target), "-r", folder / "requirements.txt"], folder)
+        run_pip_download(["--require-hashes", *target_flags(target), "-r", folder / "requirements.txt"], folder)
         for pin in pins:
             if not (folder / pin.filename).is_file():
                 raise SourceError(f"{pin.name} {pin.version}: pip fetched another file than {pin.filename}")
@@ -80,12 +82,14 @@ def _download(pins: Sequence[Pin], store: Store, target: Target) -> None:
 
 
 def _requirement(pin: Pin) -> str:
-    # A local version may lie in an index that only uv was told of, such as PyTorch's.
-    direct = "+" in pin.version and not pin.is_local
+    # A local version may lie in an index that only uv was told of, such as PyTorch's; and what is bound to an index
+    # must not be asked of another one.
+    direct = ("+" in pin.version or pin.index) and not pin.is_local
     return f"{pin.name} @ {pin.url}" if direct else f"{pin.name}=={pin.version}"
 
 
-def _target_flags(target: Target) -> list[str]:
+def target_flags(target: Target) -> list[str]:
+    """Return what tells pip to choose wheels for a target."""
     flags = ["--only-binary=:all:", "--python-version", target.python, "--implementation", "cp"]
     for abi in abi_tags(target):
         flags += ["--abi", abi]

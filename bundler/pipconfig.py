@@ -12,13 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from bundler.process import run_program
 from manifests.errors import UsageError
 
 _SECTIONS: Final = ("global", "download", ":env:")
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s@'\"]+@")
+# People paste passwords with "@", "/" and, between quotes, spaces into urls; a colon that no port follows begins one.
+_CREDENTIALS: Final = re.compile(
+    r"(?<=['\"`])(?P<scheme>[a-z+]+://)[^/'\":@\n]*:(?![0-9]+/)[^'\"\n]*@"
+    r"|(?<=://)(?:[^/\s'\"]+@|[^/\s'\":@]*:(?![0-9]+/)[^\s'\"]*?@)"
+)
+_QUERY: Final = re.compile(r"(?<=://)(?P<url>[^\s'\"?`]+\?)[^\s'\"`#:]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +72,29 @@ class PipConfig:
         }
         return {key: value for key, value in values.items() if value}
 
+    def login_variables(self, url: str, name: str) -> dict[str, str]:
+        """Return uv's variables with the login for ``url``, where it is on the host of an index that has one.
+
+        ``name`` is what uv's command line or project calls the index.
+        """
+        wanted = urlsplit(url)
+        for item in (self.index_url, *self.extra_index_urls):
+            parts = urlsplit(item)
+            if parts.username and _place(parts) == _place(wanted):
+                prefix = f"UV_INDEX_{re.sub('[^A-Z0-9]', '_', name.upper())}"
+                login = {"USERNAME": unquote(parts.username), "PASSWORD": unquote(parts.password or "")}
+                return {f"{prefix}_{key}": value for key, value in login.items() if value}
+        return {}
+
     def redact(self, text: str) -> str:
         """Return ``text`` without user names and passwords in urls."""
         return redact(text)
 
 
 def redact(text: str) -> str:
-    """Return ``text`` with ``user:password@`` in urls replaced by ``***@``."""
-    return _CREDENTIALS.sub("***@", text)
+    """Return ``text`` with ``user:password@`` in urls replaced by ``***@``, and their queries by ``***``."""
+    clean = _CREDENTIALS.sub(lambda match: f"{match['scheme'] or ''}***@", text)
+    return _QUERY.sub(r"\g<url>***", clean)
 
 
 def load_pip_config() -> PipConfig:
@@ -122,6 +142,10 @@ def _unquote(value: str) -> str:
         return str(ast.literal_eval(value))  # pip prints the repr
     except (ValueError, SyntaxError):
         return value
+
+
+def _place(parts: SplitResult) -> tuple[str, str | None, int | None]:
+    return parts.scheme, parts.hostname, parts.port
 
 
 def _local_path(item: str) -> Path | None:
