@@ -57,11 +57,23 @@ def find_interpreter(version: str, explicit: Path | None = None) -> Interpreter:
     )
 
 
+def this_interpreter() -> Interpreter:
+    """Return the Python that runs this.
+
+    Raises:
+        HostError: It can't be asked.
+    """
+    found = describe(Path(sys.executable)) if sys.executable else None
+    if found is None:
+        raise HostError(f"the Python that runs this, {sys.executable or 'of no known path'}, does not start again")
+    return found
+
+
 def describe(executable: Path) -> Interpreter | None:
     """Ask an interpreter about itself; None where it can't answer."""
     try:
         done = subprocess.run(
-            [str(executable), "-I", "-S", "-c", _QUESTION],
+            [str(executable), "-I", "-S", "-B", "-c", _QUESTION],
             capture_output=True,
             check=True,
             timeout=60,

@@ -12,7 +12,8 @@ from manifests.files import free_space
 from manifests.manifest import HostNeeds, Manifest
 from manifests.medium import list_problems
 from manifests.progress import format_size
-from runtime.interpreter import Interpreter, find_interpreter
+from manifests.standalone import archive_version, find_archive
+from runtime.interpreter import Interpreter, find_interpreter, this_interpreter
 from runtime.layout import Prefix
 from runtime.store import Store
 
@@ -85,13 +86,17 @@ def platform_problem(platform: str, interpreter: Interpreter) -> str | None:
 
 
 def _python_check(manifest: Manifest, python: Path | None) -> Check:
-    target = manifest.target
+    target, carried = manifest.target, find_archive(manifest)
     needed = f"CPython {target.python} on {target.platform}"
     try:
-        interpreter = find_interpreter(target.python, python)
+        # It can't be asked before it is unpacked; of the host itself, the Python that runs this knows as much.
+        is_carried = carried is not None and python is None
+        interpreter = this_interpreter() if is_carried else find_interpreter(target.python, python)
     except HostError as error:
         return Check(name="python", found="none", needed=needed, verdict="failed", remedy=error.hint or "")
     found = f"CPython {interpreter.version} ({interpreter.executable})"
+    if carried is not None and python is None:
+        found = f"CPython {archive_version(carried)}, carried by the bundle"
     problem = platform_problem(target.platform, interpreter)
     if problem is None:
         return Check(name="python", found=found, needed=needed, verdict="ok")

@@ -13,12 +13,11 @@ from tests.factories_closed import cache_folder, program
 
 SUITE: Final = "bookworm"
 PYTHON: Final = "3.11"  # that suite's
-_INCLUDE: Final = "python3"
 _TOOLS: Final = ("mmdebstrap", "unshare", "mount", "chroot")
 
 
-def bare_root() -> Path:
-    """Return a folder with a minimal system and Python; never write to it.
+def bare_root(package: str = "python3") -> Path:
+    """Return a folder with a minimal system and one package more, none where it is empty; never write to it.
 
     The mirror is the one of this host's own apt configuration.
     """
@@ -26,13 +25,14 @@ def bare_root() -> Path:
         assert shutil.which(tool), f"the slow tests need {tool}: apt-get install mmdebstrap"
     folder = cache_folder() / "roots"
     folder.mkdir(exist_ok=True)
-    root = folder / f"{SUITE}-{_INCLUDE}"
+    root = folder / f"{SUITE}-{package or 'bare'}"
     with locked(folder / "lock"):
         if not root.exists():
             partial = root.with_name(f"{root.name}.partial")
             if partial.exists():
                 shutil.rmtree(partial)
-            words = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={_INCLUDE}", SUITE, str(partial)]
+            more = [f"--include={package}"] if package else []
+            words = ["mmdebstrap", "--quiet", "--variant=minbase", *more, SUITE, str(partial)]
             done = subprocess.run([*words, *_mirror()], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             partial.rename(root)
@@ -68,12 +68,12 @@ class Root:
 
 
 @contextlib.contextmanager
-def fresh_root(folder: Path) -> Iterator[Root]:
+def fresh_root(folder: Path, package: str = "python3") -> Iterator[Root]:
     """Yield a system that begins as :func:`bare_root`; what is written goes to ``folder``."""
     upper, work, merged = (folder / name for name in ("upper", "work", "merged"))
     for path in (upper, work, merged):
         path.mkdir(parents=True)
-    options = f"lowerdir={bare_root()},upperdir={upper},workdir={work}"
+    options = f"lowerdir={bare_root(package)},upperdir={upper},workdir={work}"
     subprocess.run([program("mount"), "-t", "overlay", "overlay", "-o", options, str(merged)], check=True)
     try:
         yield Root(path=merged)

@@ -67,7 +67,7 @@ def refused_lock(builder: Builder) -> tuple[int, str]:
             MODEL.replace("adapter", "adaptor"),
             "demo.toml: model[0].adaptor: unknown key\nhint: did you mean 'adapter'?\n",
         ),
-        ("[zzz]\n", "demo.toml: zzz: unknown key\nhint: known: app, bundle, model, packages, "),
+        ("[zzz]\n", "demo.toml: zzz: unknown key\nhint: known: app, bundle, env, extends, model, "),
     ],
 )
 def test_an_unknown_key(builder: Builder, more: str, message: str) -> None:

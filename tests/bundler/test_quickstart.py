@@ -105,7 +105,7 @@ def test_a_lock_is_reused_only_while_spec_and_sealift_and_store_are_the_same(tmp
 def test_the_shipped_spec_has_the_models_that_are_asked() -> None:
     spec = load_spec(ROOT / "manifests/bundles/quickstart.toml")
     assert [model.name for model in spec.models] == [question["model"] for question in QUESTIONS.values()]
-    assert spec.requirements == ("torch==2.13.0",)
+    assert spec.packages.requirements == ("torch==2.13.0",)
     assert " " not in IDENTITY, "it stands in an allowed_signers file"
     assert json.loads(json.dumps(QUESTIONS)) == QUESTIONS
 

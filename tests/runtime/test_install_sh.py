@@ -1,8 +1,11 @@
 """install.sh: what it runs, what it refuses to run, under every sh that this machine has."""
 
+import io
 import json
 import shutil
 import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from tests.factories_closed import (
     make_closed_bundle,
     program,
 )
+from tests.factories_python import ARCHIVE_PATH, member, python_archive, tar_gz
 
 SHELLS = [words for words in (["dash"], ["bash"], ["busybox", "sh"]) if shutil.which(words[0])]
 MARKER_PYZ = b"import pathlib, sys; pathlib.Path(sys.argv[3]).mkdir(); print('planted')\n"
@@ -139,8 +143,6 @@ def test_a_planted_verifier_on_the_medium_is_never_executed(
 
 
 def test_a_manifest_that_is_a_link_is_refused(tmp_path: Path, host: Host, first: ClosedBundle) -> None:
-    import tarfile  # noqa: PLC0415 # builds the hostile tar of this test alone
-
     hostile = tmp_path / "hostile.bundle.tar"
     with tarfile.open(hostile, "w") as archive:
         link = tarfile.TarInfo("manifest.json")
@@ -148,7 +150,7 @@ def test_a_manifest_that_is_a_link_is_refused(tmp_path: Path, host: Host, first:
         archive.addfile(link)
         archive.addfile(tarfile.TarInfo("bootstrap/runtime.pyz"))
     done = host.run("sh", script_of(first), hostile, "--prefix", tmp_path / "p", "--trust", first.trust)
-    assert (done.returncode, done.stderr) == (5, f"error: {hostile}: manifest.json is not a regular file\n")
+    assert (done.returncode, done.stderr) == (5, f"error: {hostile}: not a Sealift bundle, or truncated\n")
 
 
 def test_something_that_is_no_bundle(tmp_path: Path, shell: list[str], host: Host, first: ClosedBundle) -> None:
@@ -191,19 +193,215 @@ def test_help(shell: list[str], host: Host, first: ClosedBundle) -> None:
     assert "sh install.sh --kit KIT BUNDLE --prefix DIR" in done.stdout
 
 
-def test_a_host_without_python(tmp_path: Path, host: Host, first: ClosedBundle) -> None:
+TOOLS = (
+    "sh",
+    "sha256sum",
+    "cut",
+    "sed",
+    "grep",
+    "head",
+    "cat",
+    "tar",
+    "gzip",
+    "mktemp",
+    "mkdir",
+    "rmdir",
+    "rm",
+    "cp",
+    "mv",
+)
+
+
+@pytest.fixture
+def poor(tmp_path: Path, host: Host) -> Host:
+    """A host with a few tools, and a Python that is too old."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sh", "sha256sum", "cut", "sed", "grep", "tar", "mktemp", "rm", "cp", "mv"):
-        (tools / name).symlink_to(shutil.which(name) or pytest.fail(f"{name} is missing"))
+    for name in TOOLS:
+        (tools / name).symlink_to(program(name))
     (tools / "python3").write_text("#!/bin/sh\nexit 1\n")  # as an old one answers the question for its version
     (tools / "python3").chmod(0o755)
-    poor = replace(host, path=str(tools))
-    done = poor.run(tools / "sh", script_of(first), "--kit", first.kit, first.tar, "--prefix", tmp_path / "p")
-    assert (done.returncode, done.stderr) == (
-        6,
-        f"error: this host has no Python 3.11 or newer\nhint: install python{PYTHON} from the site's own packages\n",
+    return replace(host, path=str(tools))
+
+
+def words_for(bundle: ClosedBundle, way: str) -> list[str | Path]:
+    """Return the options for a way to trust."""
+    if way == "kit":
+        return ["--kit", bundle.kit]
+    return ["--expect", manifest_digest(bundle.manifest.encode()), "--trust", bundle.trust]
+
+
+@pytest.mark.parametrize("way", ["kit", "expect"])
+def test_a_host_without_python(tmp_path: Path, poor: Host, first: ClosedBundle, way: str) -> None:
+    words = words_for(first, way)
+    done = poor.run(program("sh"), script_of(first), *words, first.tar, "--prefix", tmp_path / "p")
+    assert done.returncode == 6
+    assert done.stderr.endswith(
+        "error: this host has no Python 3.11 or newer, and the bundle carries none\n"
+        f"hint: install python{PYTHON} from the site's own packages, or have the bundle built with a [python] table\n"
     )
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(("form", "way"), [("tar", "kit"), ("folder", "expect")])
+def test_a_host_without_python_uses_the_carried_one(
+    *, tmp_path: Path, shell: list[str], poor: Host, carrying: ClosedBundle, form: str, way: str
+) -> None:
+    medium = unpack_bundle(carrying.tar, tmp_path / "unpacked") if form == "folder" else carrying.tar
+    prefix = tmp_path / "prefix"
+    words = words_for(carrying, way)
+    done = poor.run(program(shell[0]), *shell[1:], script_of(carrying), *words, medium, "--prefix", prefix)
+    assert done.returncode == 0, done.stderr
+    assert "this host has no Python 3.11 or newer: using the one that the bundle carries\n" in done.stderr
+    (folder,) = (prefix / "python").iterdir()
+    assert (prefix / "current/venv/bin/python").readlink() == folder / f"bin/python{PYTHON}"
+    assert list(poor.home.iterdir()) == [], "its temporary folder is gone"
+    python = prefix / "current/venv/bin/python"
+    verified = poor.run(python, "-I", carrying.pyz, "verify", "--prefix", prefix, "--trust", carrying.trust)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def planted(marker: Path) -> bytes:
+    """Return an archive whose program leaves a marker, no longer than the real one, which it is filled up to."""
+    script = f"#!/bin/sh\n: > '{marker}'\nexit 1\n".encode()
+    data = tar_gz(iter([(member(f"python/bin/python{PYTHON}", mode=0o755), script)]))
+    return data.ljust(len(python_archive()), b"\0")
+
+
+def retarred(tar: Path, change: Callable[[tarfile.TarInfo, bytes], Iterator[tuple[tarfile.TarInfo, bytes]]]) -> None:
+    """Write a bundle's tar anew with other members in place of the archive."""
+    with tarfile.open(tar) as source:
+        members = [(info, (source.extractfile(info) or io.BytesIO()).read()) for info in source]
+    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as sink:
+        for info, data in members:
+            for new, content in change(info, data) if info.name == ARCHIVE_PATH else [(info, data)]:
+                new.size = len(content)
+                sink.addfile(new, io.BytesIO(content))
+
+
+def swap(archive: Path, evil: bytes) -> None:
+    archive.write_bytes(evil)
+
+
+def append(archive: Path, evil: bytes) -> None:
+    archive.write_bytes(archive.read_bytes() + evil)
+
+
+def link(archive: Path, evil: bytes) -> None:
+    elsewhere = archive.parents[1].with_name("elsewhere.tar.gz")
+    elsewhere.write_bytes(evil)
+    archive.unlink()
+    archive.symlink_to(elsewhere)
+
+
+def take_away(archive: Path, _evil: bytes) -> None:
+    archive.unlink()
+
+
+@pytest.mark.parametrize("way", ["kit", "expect"])
+@pytest.mark.parametrize("change", [swap, append, link, take_away])
+def test_a_planted_interpreter_in_a_folder_is_never_executed(
+    *,
+    tmp_path: Path,
+    poor: Host,
+    host: Host,
+    carrying: ClosedBundle,
+    change: Callable[[Path, bytes], None],
+    way: str,
+) -> None:
+    medium, marker, prefix = (
+        unpack_bundle(carrying.tar, tmp_path / "unpacked"),
+        tmp_path / "marker",
+        tmp_path / "prefix",
+    )
+    change(medium / ARCHIVE_PATH, planted(marker))
+    for shell in SHELLS if change is swap else SHELLS[:1]:
+        words = [program(shell[0]), *shell[1:], script_of(carrying), *words_for(carrying, way), medium]
+        done = poor.run(*words, "--prefix", prefix)
+        assert done.returncode == 5
+        assert f"bootstrap/{Path(ARCHIVE_PATH).name} is " in done.stderr
+        assert "hint: copy the bundle again from its source\n" in done.stderr
+        assert not marker.exists()
+        assert not prefix.exists()
+    with_python = host.run("sh", script_of(carrying), *words_for(carrying, way), medium, "--prefix", prefix)
+    assert with_python.returncode == 5, "the runtime refuses it as well"
+    assert ARCHIVE_PATH in with_python.stderr
+    assert not marker.exists()
+
+
+def twin(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    return tarfile.TarInfo(info.name)
+
+
+@pytest.mark.parametrize("way", ["kit", "expect"])
+@pytest.mark.parametrize("trick", ["swapped", "appended", "link", "before", "after", "link before", "gone"])
+def test_a_planted_interpreter_in_a_tar_is_never_executed(
+    *, tmp_path: Path, poor: Host, host: Host, carrying: ClosedBundle, trick: str, way: str
+) -> None:
+    tar, marker, prefix = copy_of(carrying.tar, tmp_path / "copy"), tmp_path / "marker", tmp_path / "prefix"
+    evil, elsewhere = planted(marker), tmp_path / "elsewhere.tar.gz"
+    elsewhere.write_bytes(evil)
+
+    def change(info: tarfile.TarInfo, data: bytes) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+        pointing = tarfile.TarInfo(info.name)
+        pointing.type, pointing.linkname = tarfile.SYMTYPE, str(elsewhere)
+        tricks: dict[str, list[tuple[tarfile.TarInfo, bytes]]] = {
+            "swapped": [(twin(info), evil)],
+            "appended": [(twin(info), data + evil)],
+            "link": [(pointing, b"")],
+            "before": [(twin(info), evil), (info, data)],
+            "after": [(info, data), (twin(info), evil)],
+            "link before": [(pointing, b""), (twin(info), evil)],
+            "gone": [],
+        }
+        yield from tricks[trick]
+
+    retarred(tar, change)
+    for shell in SHELLS if trick == "swapped" else SHELLS[:1]:
+        words = [program(shell[0]), *shell[1:], script_of(carrying), *words_for(carrying, way), tar]
+        done = poor.run(*words, "--prefix", prefix)
+        assert done.returncode == 5
+        assert f"bootstrap/{Path(ARCHIVE_PATH).name} is " in done.stderr
+        assert not marker.exists()
+        assert not prefix.exists()
+    with_python = host.run("sh", script_of(carrying), *words_for(carrying, way), tar, "--prefix", prefix)
+    assert with_python.returncode == 5
+    assert not marker.exists()
+    assert elsewhere.read_bytes() == evil, "nothing was written through a link"
+
+
+def test_the_planted_interpreter_would_leave_its_marker(tmp_path: Path, host: Host) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(planted(tmp_path / "marker"))
+    assert len(planted(tmp_path / "marker")) == len(python_archive())
+    assert host.run("tar", "-xzf", tmp_path / "a.tar.gz", "-C", tmp_path).returncode in {0, 2}
+    host.run(tmp_path / f"python/bin/python{PYTHON}")
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_kit_of_another_bundle_is_told(
+    tmp_path: Path, host: Host, first: ClosedBundle, carrying: ClosedBundle
+) -> None:
+    done = host.run("sh", script_of(first), "--kit", first.kit, carrying.tar, "--prefix", tmp_path / "p")
+    assert done.returncode == 5
+    assert (
+        f"error: {carrying.tar}: bootstrap/{Path(ARCHIVE_PATH).name} is not what the kit's SHA256SUMS lists\n"
+        "hint: this kit was made with another bundle: get the kit of this one\n"
+    ) in done.stderr
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_prefix_with_signers_of_its_own_needs_no_trust_file(
+    *, tmp_path: Path, shell: list[str], host: Host, first: ClosedBundle, second: ClosedBundle, closed_key: Key
+) -> None:
+    prefix = tmp_path / "prefix"
+    fingerprint = closed_key.public.fingerprint
+    pinned = host.runtime(first.pyz, "trust", "init", first.trust, "--prefix", prefix, "--fingerprint", fingerprint)
+    assert pinned.returncode == 0, pinned.stderr
+    for bundle in (first, second):
+        words = ("--expect", manifest_digest(bundle.manifest.encode()), bundle.tar, "--prefix", prefix)
+        done = host.run(*shell, script_of(bundle), *words)
+        assert done.returncode == 0, done.stderr
+    assert (prefix / "current").readlink().name.startswith("2.0.0-")
 
 
 def test_spaces_in_every_path(tmp_path: Path, shell: list[str], host: Host, first: ClosedBundle) -> None:

@@ -1,4 +1,4 @@
-"""A bare Debian, no network, nothing but the bundle and its kit: it installs the first time."""
+"""A bare Debian, with Python and without, no network, nothing but the bundle and its kit: it installs first time."""
 
 import json
 import shutil
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.factories import is_root, make_key
-from tests.factories_closed import HOST_TARGET, NOBODY, ClosedBundle, flip_bit, make_closed_bundle
+from tests.factories_closed import HOST_TARGET, NOBODY, ClosedBundle, closed_files, flip_bit, make_closed_bundle
+from tests.factories_python import OWN_TARGET, VERSION, with_python
 from tests.roots import PYTHON, Root, fresh_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not is_root(), reason="chroot and overlay need root")]
@@ -95,3 +96,61 @@ def test_the_unpacked_bundle_checks_itself_with_stock_tools(root: Root) -> None:
     )
     assert with_digest.returncode == 4
     assert "nothing was executed: compare this digest with the builder's" in with_digest.stderr
+
+
+@pytest.fixture(scope="module")
+def carrying(tmp_path_factory: pytest.TempPathFactory) -> ClosedBundle:
+    """A bundle that brings its Python along."""
+    folder = tmp_path_factory.mktemp("carrying")
+    files = with_python(closed_files("six", target=OWN_TARGET))
+    return make_closed_bundle(folder, make_key(folder / "key"), files=files, target=OWN_TARGET)
+
+
+@pytest.fixture
+def no_python(tmp_path: Path, carrying: ClosedBundle) -> Iterator[Root]:
+    """A bare system without any Python, into whose /media that bundle and its kit were carried."""
+    with fresh_root(tmp_path / "root", package="") as system:
+        media = system.path / "media"
+        shutil.copy(carrying.tar, media / "demo.bundle.tar")
+        shutil.copytree(carrying.kit, media / "kit")
+        yield system
+
+
+@pytest.mark.parametrize(("prefix", "user"), [("/opt/demo", None), ("/home/demo/prefix", NOBODY)])
+def test_without_any_python(no_python: Root, prefix: str, user: int | None) -> None:
+    if user is not None:
+        home = no_python.path / "home/demo"
+        home.mkdir()
+        shutil.chown(home, user, user)
+    look = "ls /usr/bin/python* /usr/local/bin/python* /usr/lib/python3* 2>/dev/null | wc -l"
+    assert no_python.run("sh", "-c", look).stdout == "0\n"
+    install(no_python, prefix, user)
+    python = f"{prefix}/current/venv/bin/python"
+    words = (python, "-I", "-B", "/media/kit/runtime.pyz", "verify", "--prefix", prefix)
+    verified = no_python.run(*words, "--trust", "/media/kit/allowed_signers", "--json", user=user)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    sections = {section["name"]: section["problems"] for section in json.loads(verified.stdout)["sections"]}
+    assert sections == {"signature": [], "files": [], "interpreter": [], "venv": [], "host": []}
+    asked = no_python.run(python, "-I", "-c", "import platform, six; print(platform.python_version(), six.__version__)")
+    assert asked.stdout == f"{VERSION} 1.17.0\n", asked.stderr
+    status = no_python.run(f"{prefix}/current/venv/bin/runtime", "status", "--prefix", prefix, "--json", user=user)
+    assert status.returncode == 0, status.stderr
+    assert set(json.loads(status.stdout)["releases"].values()) == {"live"}
+    install(no_python, prefix, user)
+    left = {path.name for path in (no_python.path / prefix[1:] / "python").iterdir()}
+    assert len(left) == 1, "no temporary copy of the interpreter stays"
+    owners = {path.lstat().st_uid for path in (no_python.path / prefix[1:]).rglob("*")}
+    assert owners == {user or 0}
+
+
+def test_a_planted_interpreter_is_not_executed_there(no_python: Root, carrying: ClosedBundle) -> None:
+    tar = no_python.path / "media/demo.bundle.tar"
+    data = tar.read_bytes()
+    start = data.index(b"\x1f\x8b\x08")  # the archive is the only gzip file of the bundle
+    flip_bit(tar, start + 5000)
+    words = ["sh", "/media/kit/install.sh", "--kit", "/media/kit", "/media/demo.bundle.tar", "--prefix", "/opt/demo"]
+    done = no_python.run(*words)
+    assert done.returncode == 5
+    assert "is not what the kit's SHA256SUMS lists\nhint: copy the bundle again from its source\n" in done.stderr
+    assert not (no_python.path / "opt/demo").exists()
+    assert carrying.tar.read_bytes() != tar.read_bytes()
