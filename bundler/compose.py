@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bundler.interpreter_check import unpacked_size
 from bundler.lock import Lock, LockedFile
 from bundler.render import SUMS_PATH, Subject, render_payload, sums_text
 from bundler.selfpack import WHEEL_NAME, runtime_pyz, runtime_wheel
@@ -35,7 +36,13 @@ def compose(lock: Lock, store: Store) -> Composition:
         IntegrityError: A locked wheel is not in the store, or is no zip.
         PolicyError: The payload is larger than the spec's ``max-size``.
     """
-    subject = Subject(name=lock.name, version=lock.version, target=lock.target, models=lock.model_entries())
+    subject = Subject(
+        name=lock.name,
+        version=lock.version,
+        target=lock.target,
+        models=lock.model_entries(),
+        environment=lock.environment,
+    )
     generated = {
         **render_payload(subject),
         "bootstrap/runtime.pyz": runtime_pyz(),
@@ -95,9 +102,9 @@ def _kind(path: str) -> str:
 
 
 def _unpacked_size(lock: Lock, store: Store) -> int:
-    """Return what the wheels need once unpacked, in bytes, so that an installer can ask for the room beforehand."""
+    """Return what wheels and interpreter need once unpacked, in bytes, for an installer to ask for beforehand."""
     sizes = (_zip_size(store.path(wheel.sha256), wheel.path) for wheel in lock.wheels)
-    return sum(sizes)
+    return sum(sizes) + (unpacked_size(store.path(lock.python.file.sha256)) if lock.python else 0)
 
 
 def _zip_size(path: Path, label: str) -> int:

@@ -27,8 +27,9 @@ class LockedFile:
     """One file of the bundle.
 
     ``origin`` is a package URL; ``source`` says how it was had, without passwords and paths of this machine:
-    ``index URL``, ``local FILE`` (find-links, or an index in a folder), ``folder``, ``wheel`` or ``converted``;
-    ``origin_sha256`` is the digest of what it was made from, where it was made.
+    ``index URL``, ``local FILE`` (find-links, or an index in a folder), ``built SOURCE``, ``folder``, ``commit``,
+    ``wheel``, ``hub`` or ``converted``, the latter two with the branch or tag that was asked for; ``origin_sha256`` is
+    the digest of what it was made from, where it was made.
     """
 
     path: str

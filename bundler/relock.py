@@ -2,35 +2,30 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Final
+from pathlib import PurePath
 
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import parse_wheel_filename
 
+from bundler.apps import FILE_SCHEMES, lock_app
+from bundler.closure import SERVING_REQUIREMENTS, lock_closure
+from bundler.completeness import check_lock_complete
 from bundler.fetch import fetch_pins
-from bundler.lock import Lock, LockedApp, LockedFile
-from bundler.models import app_files, lock_model
+from bundler.interpreter import lock_python
+from bundler.lock import Lock, LockedFile
+from bundler.models import lock_model
 from bundler.pipconfig import PipConfig
+from bundler.requirements import collect_requirements
 from bundler.resolver import Resolver
 from bundler.rotation import lock_next_signers
 from bundler.selfpack import self_digests
-from bundler.spec import AppSpec, Spec
+from bundler.spec import Spec
 from bundler.store import Store
-from manifests.manifest import AppEntry
 
-SERVING_REQUIREMENTS: Final = (
-    "numpy>=1.26",
-    "pyyaml>=6",
-    "safetensors>=0.4.5",
-    "starlette>=0.41",
-    "torch>=2.6",
-    "transformers>=4.52",
-    "uvicorn>=0.32",
-)
-"""What a bundle with models needs on top of its own requirements: pyproject's extra ``adapters``."""
+__all__ = ("SERVING_REQUIREMENTS", "closure_roots", "lock_spec")
 
 
 def lock_spec(
@@ -57,16 +52,14 @@ def lock_spec(
         SpecError: A model's or an application's folder can't be used.
         PolicyError: The policy refuses what is there.
     """
-    report("resolve")
-    requirements = [*spec.packages.requirements, *(SERVING_REQUIREMENTS if spec.models else ())]
-    resolution = resolver.resolve(requirements, spec.target, _kept(previous)) if requirements else None
-    report("fetch wheels")
-    wheels = fetch_pins(resolution.pins, store, spec.target) if resolution else ()
+    closure = lock_closure(spec, store, resolver, previous=previous, report=report)
     installer = _lock_installer(spec, store, resolver)
+    python = lock_python(spec, store, previous.python if previous else None, report)
     models = []
     for model in spec.models:
         report(f"model {model.name}")
-        models.append(lock_model(model, spec, store, config))
+        earlier = next((old for old in previous.models if old.entry.name == model.name), None) if previous else None
+        models.append(lock_model(model, spec, store, config, previous=earlier, report=report))
     created = _now()
     lock = Lock(
         spec_digest=spec.digest,
@@ -76,18 +69,47 @@ def lock_spec(
         name=spec.name,
         version=spec.version,
         target=spec.target,
-        resolver=resolution.resolver if resolution else "none",
-        wheels=wheels,
+        resolver=closure.resolver,
+        wheels=closure.wheels,
         installer=installer,
+        python=python,
         models=tuple(models),
-        apps=tuple(_lock_app(app, spec, store) for app in spec.apps),
+        apps=tuple(lock_app(app, spec, store) for app in spec.apps if app.scheme in FILE_SCHEMES),
         minimum=spec.minimum,
         recommended=spec.recommended,
         policy=spec.policy,
         probes=spec.probes,
         next_signers=lock_next_signers(spec, store),
+        builds=closure.builds,
+        alternatives=closure.alternatives,
+        environment=spec.environment,
     )
+    for name in check_lock_complete(lock, closure.roots, store):
+        report(f"{name}: nothing needs it")
     return _undated(lock, previous)
+
+
+def closure_roots(spec: Spec, lock: Lock | None = None) -> tuple[str, ...]:
+    """Return what a bundle's environment is for: everything that the spec asks for, and what serving its models needs.
+
+    With a lock, applications that became wheels are among it.
+
+    Raises:
+        SpecError: A file that the spec names can't be used.
+    """
+    serving = SERVING_REQUIREMENTS if spec.models else ()
+    return (*collect_requirements(spec).requirements, *serving, *(_app_roots(spec, lock) if lock else ()))
+
+
+def _app_roots(spec: Spec, lock: Lock) -> Iterator[str]:
+    built = {build.source: build.wheel for build in lock.builds}
+    for app in spec.apps:
+        if app.scheme in FILE_SCHEMES:
+            continue
+        filename = built.get(f"project {app.name}") if app.scheme == "project" else PurePath(app.location).name
+        if filename is not None:
+            name, number, _, _ = parse_wheel_filename(filename)
+            yield f"{name}[{','.join(app.extras)}]=={number}"
 
 
 def _undated(lock: Lock, previous: Lock | None) -> Lock:
@@ -102,36 +124,11 @@ def _seconds(lock: Lock) -> int:
     return int(datetime.fromisoformat(lock.created).timestamp())
 
 
-def _kept(previous: Lock | None) -> Mapping[str, str]:
-    wheels = previous.wheels if previous else ()
-    parsed = (parse_wheel_filename(wheel.path.rsplit("/", 1)[-1]) for wheel in wheels)
-    return {canonicalize_name(name): str(number) for name, number, _, _ in parsed}
-
-
 def _lock_installer(spec: Spec, store: Store, resolver: Resolver) -> LockedFile:
     """Lock the uv that the closed side installs with: the version in use here, for the target."""
     found = resolver.resolve([f"uv=={version('uv')}"], spec.target, {})
     (locked,) = fetch_pins(found.pins, store, spec.target, folder="bootstrap")
     return locked
-
-
-def _lock_app(app: AppSpec, spec: Spec, store: Store) -> LockedApp:
-    origin = f"pkg:generic/{app.name}"
-    files = []
-    for name, path in app_files(app, spec):
-        digest = store.add_file(path)
-        files.append(
-            LockedFile(
-                path=f"app/{app.name}/{name}",
-                size=digest.size,
-                sha256=digest.sha256,
-                chunks=digest.chunks,
-                origin=origin,
-                source="folder",
-                executable=os.access(path, os.X_OK),
-            )
-        )
-    return LockedApp(entry=AppEntry(name=app.name, path=f"app/{app.name}", origin=origin), files=tuple(files))
 
 
 def _now() -> datetime:

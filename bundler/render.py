@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
@@ -16,17 +16,28 @@ from manifests.manifest import FileEntry, ModelEntry, Target
 SUMS_PATH: Final = "docs/SHA256SUMS"
 _DECIMAL: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:e[-+][0-9]+)?", re.ASCII)
 _NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # breaks a line, or may not stand in YAML
+OFFLINE_VARIABLES: Final[Mapping[str, str]] = {
+    "DO_NOT_TRACK": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+"""What keeps an application's libraries from the network, as the seal of the closed side does for the server."""
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./:@%+,=${}-]*", re.ASCII)
 _VARIABLES: Final = {"hcx": "HCX_MODEL_PATH", "bge-m3": "BGE_M3_MODEL_PATH"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What the templates know of a bundle."""
+    """What the templates know of a bundle; ``environment`` is the spec's ``[env]``."""
 
     name: str
     version: str
     target: Target
     models: tuple[ModelEntry, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
@@ -43,6 +54,8 @@ def render_payload(subject: Subject) -> dict[str, bytes]:
         "target": subject.target,
         "python": subject.target.python,
         "models": [_model_context(model) for model in subject.models],
+        "environment": dict(sorted(subject.environment.items())),
+        "offline": OFFLINE_VARIABLES,
     }
     files = {
         "bootstrap/install.sh": _render("install.sh.j2", context),
@@ -83,14 +96,21 @@ def _yaml_value(value: Json) -> str:
     return _NOT_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
+def _env_value(value: str) -> str:
+    """Return a value as sh, systemd and the runtime read it; ``$`` stays, for the places that install fills in."""
+    return value if _PLAIN.fullmatch(value) else '"' + re.sub(r'(["\\`])', r"\\\1", value) + '"'
+
+
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(template_root()),
         undefined=StrictUndefined,
         autoescape=False,  # noqa: S701 # shell, YAML and Markdown, no HTML
         keep_trailing_newline=True,
     )
+    environment.filters["env_value"] = _env_value
+    return environment
 
 
 def _render(template: str, context: Mapping[str, object]) -> bytes:

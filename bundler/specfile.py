@@ -1,23 +1,25 @@
 """Reading and checking the TOML file in which a person writes a spec, and writing a first one."""
 
 import hashlib
+import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, StrictUndefined
-from packaging.requirements import InvalidRequirement, Requirement
 
-from bundler.models import app_files, folder_files
+from bundler.apps import check_app
+from bundler.modelfiles import folder_files
+from bundler.requirements import check_requirement, collect_requirements, input_files
 from bundler.rotation import check_next_signers
 from bundler.selfpack import template_root
 from bundler.spec import Spec, host_target
 from bundler.specparse import parse_spec, parse_target
-from manifests.errors import SpecError
+from manifests.errors import SealiftError, SourceError, SpecError
 from manifests.files import write_atomic
 from manifests.manifest import (
     Target,
@@ -37,7 +39,7 @@ def load_spec(path: Path, *, platform: str | None = None) -> Spec:
     if platform is not None and platform != spec.target.platform:
         target = parse_target({**_target_table(spec.target), "platform": platform}, "--target: ")
         spec = replace(spec, target=target, is_retargeted=True)
-    return replace(spec, input_digests={name: _input_digest(spec, name) for name in spec.packages.inputs})
+    return replace(spec, input_digests=_input_digests(spec))
 
 
 def _target_table(target: Target) -> dict[str, object]:
@@ -84,14 +86,19 @@ def _are_named(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, Mapping) and "name" in item for item in value)
 
 
-def _input_digest(spec: Spec, name: str) -> str:
-    path = spec.resolve_folder(name)
+def _input_digests(spec: Spec) -> dict[str, str]:
+    """Return the sha256 of every file that has a say in what is asked for, by its path from the spec's folder."""
+    top = spec.resolve_folder(".")
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return {
+            Path(os.path.relpath(path, top)).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in input_files(spec)
+        }
     except OSError as error:
-        raise SpecError(
-            f"{spec.path}: packages: {path}: {error.strerror}", hint="paths start at the spec's folder"
-        ) from None
+        hint = "paths start at the spec's folder"
+        raise SpecError(f"{spec.path}: packages: {error.filename}: {error.strerror}", hint=hint) from None
+    except SpecError as error:
+        raise SpecError(f"{spec.path}: packages: {error.message}", hint=error.hint) from None
 
 
 def check_spec(spec: Spec) -> None:
@@ -100,12 +107,16 @@ def check_spec(spec: Spec) -> None:
     Raises:
         SpecError: With every problem that was found.
     """
-    problems = list(_requirement_problems(spec))
+    problems: list[SealiftError] = []
+    for index, text in enumerate(spec.packages.requirements):
+        where = f"{spec.path}: packages.requirements[{index}]"
+        problems += _problems_of(partial(check_requirement, text, where))
+    problems = problems or _problems_of(partial(collect_requirements, spec))
     for model in (model for model in spec.models if model.scheme == "dir"):
         where = f"{spec.path}: model {model.name!r}"
         problems += _problems_of(partial(folder_files, spec.resolve_folder(model.location), model, where))
     for app in spec.apps:
-        problems += _problems_of(partial(app_files, app, spec))
+        problems += _problems_of(partial(check_app, app, spec))
     if spec.next_signers:
         problems += _problems_of(partial(check_next_signers, spec))
     if problems:
@@ -113,23 +124,10 @@ def check_spec(spec: Spec) -> None:
         raise SpecError(message, hint=problems[0].hint if len(problems) == 1 else None)
 
 
-def _requirement_problems(spec: Spec) -> Iterator[SpecError]:
-    for index, text in enumerate(spec.packages.requirements):
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement as error:
-            reason = str(error).splitlines()[0]
-            yield SpecError(f"{spec.path}: packages.requirements[{index}]: {text!r} is not a requirement: {reason}")
-            continue
-        if requirement.url is not None:
-            where = f"{spec.path}: packages.requirements[{index}]"
-            yield SpecError(f"{where}: {text!r}: a direct url is not supported", hint="name a version of an index")
-
-
-def _problems_of(action: Callable[[], object]) -> list[SpecError]:
+def _problems_of(action: Callable[[], object]) -> list[SealiftError]:
     try:
         action()
-    except SpecError as error:
+    except (SpecError, SourceError) as error:
         return [error]
     return []
 

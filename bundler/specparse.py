@@ -101,7 +101,8 @@ def parse_target(data: Mapping[str, object], where: str) -> Target:
     hint = "uv's names: x86_64-manylinux_2_28, aarch64-manylinux_2_28, aarch64-apple-darwin, x86_64-pc-windows-msvc"
     name = fields.text("platform", host.platform)
     if re.fullmatch(PLATFORM_PATTERN, name, re.ASCII) is None:
-        raise fields.fail("platform", f"{name!r} is not a platform that wheels are made for", hint=hint)
+        musl = ": musl (Alpine) is left out, since PyTorch has no wheels for it" if "musl" in name else ""
+        raise fields.fail("platform", f"{name!r} is not a platform that bundles are made for{musl}", hint=hint)
     python = fields.text("python", host.python)
     if re.fullmatch(PYTHON_PATTERN, python, re.ASCII) is None:
         raise fields.fail("python", f"{python!r} is not a version such as '3.11'")
@@ -110,6 +111,10 @@ def parse_target(data: Mapping[str, object], where: str) -> Target:
     accelerator = fields.text("accelerator", host.accelerator)
     if re.fullmatch(ACCELERATOR_PATTERN, accelerator, re.ASCII) is None:
         raise fields.fail("accelerator", f"{accelerator!r} is not cpu, mps or cuda-X.Y such as cuda-12.6")
+    is_mac = name.endswith("apple-darwin")
+    if accelerator != "cpu" and is_mac != (accelerator == "mps"):
+        hint = "aarch64-apple-darwin has cpu and mps, every other platform cpu and cuda-X.Y"
+        raise fields.fail("accelerator", f"{name} has no {accelerator}", hint=hint)
     return Target(platform=name, python=python, accelerator=accelerator)
 
 

@@ -2,35 +2,51 @@
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from manifests.errors import AdapterError, DiskError, UsageError
 from manifests.fields import nearest_hint
 from manifests.manifest import Manifest
 from runtime.layout import Prefix, Release, make_folder
+from runtime.overrides import load_variables
 from runtime.seal import sealed_environment
 from runtime.smoke import bytecode_folder
+
+SERVER_MODULE: Final = "runtime.server"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchCommand:
-    """What is to be executed: program and arguments, and the whole environment."""
+    """What is to be executed: program and arguments, and the whole environment.
+
+    ``notes`` says what of the operator's own variables has no effect.
+    """
 
     arguments: tuple[str, ...]
     environment: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def server_command(prefix: Prefix, release: Release, module: str, options: Sequence[str]) -> LaunchCommand:
-    """Return the command that runs a module of the release's venv in the sealed environment."""
+    """Return the command that runs a module of the release's venv in the sealed environment.
+
+    Raises:
+        UsageError: A line of the operator's own ``etc/offline.env`` can't be read.
+    """
+    variables = load_variables(prefix, release)
     make_folder(prefix.var / "cache")
     arguments = (
         *(str(release.python), "-I", "-X", f"pycache_prefix={bytecode_folder(prefix, release)}"),
         *("-m", module, "--release", str(release.path), *options),
     )
-    environment = sealed_environment(os.environ, home=prefix.var / "run", cache=prefix.var / "cache")
-    return LaunchCommand(arguments=arguments, environment=environment)
+    # A probe must compute its answers: one that was kept proves nothing.
+    settings = {**variables.values, **({} if module == SERVER_MODULE else {"ENABLE_MODEL_CACHE": "false"})}
+    environment = sealed_environment(os.environ, home=prefix.var / "run", cache=prefix.var / "cache", settings=settings)
+    return LaunchCommand(arguments=arguments, environment=environment, notes=variables.notes)
 
 
 def check_models(manifest: Manifest, names: Sequence[str]) -> None:
@@ -48,21 +64,44 @@ def check_models(manifest: Manifest, names: Sequence[str]) -> None:
             raise UsageError(f"the release has no model {name!r}", hint=nearest_hint(name, known))
 
 
-def launch(prefix: Prefix, models: Sequence[str], *, host: str, port: int) -> None:
-    """Replace this process by the server. Returns only by raising.
+def launch(
+    prefix: Prefix,
+    models: Sequence[str],
+    *,
+    host: str,
+    port: int,
+    report: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Replace this process by the server. Returns only by raising; ``report`` is told what an operator should know.
 
     Raises:
-        UsageError: Nothing is installed, or no such model.
+        UsageError: Nothing is installed, no such model, or an unusable line in ``etc/offline.env``.
     """
     release = _hold_live(prefix)
     check_models(release.manifest(), models)
     options = ["--host", host, "--port", str(port)]
     for name in models:
         options += ["--model", name]
-    command = server_command(prefix, release, "runtime.server", options)
+    options += _log_level(load_variables(prefix, release).values.get("LOG_LEVEL", ""))
+    command = server_command(prefix, release, SERVER_MODULE, options)
+    for note in command.notes:
+        report(note)
     _hold_shared_lock(prefix.use_lock)
     os.chdir(prefix.var)
     os.execve(command.arguments[0], command.arguments, command.environment)  # noqa: S606 # no shell is the point
+
+
+def _log_level(value: str) -> list[str]:
+    """Return the server's option for the variable LOG_LEVEL.
+
+    Raises:
+        UsageError: It is none of the levels.
+    """
+    if value and value.lower() not in LOG_LEVELS:
+        raise UsageError(
+            f"LOG_LEVEL: expected one of {', '.join(LOG_LEVELS)}, got {value!r}", hint="see etc/offline.env"
+        )
+    return ["--log-level", value.lower()] if value else []
 
 
 def _hold_live(prefix: Prefix) -> Release:
@@ -74,7 +113,7 @@ def _hold_live(prefix: Prefix) -> Release:
         except FileNotFoundError:
             continue  # removed since: something else is live now
         if descriptor is None:
-            raise DiskError(f"{release.path}: is being removed", hint="runtime status")
+            raise DiskError(f"{release.path}: is being removed or repaired", hint="runtime status")
         if release.is_complete:
             os.set_inheritable(descriptor, True)
             return release

@@ -40,6 +40,7 @@ _KEPT: Final = frozenset(
     | {"LD_LIBRARY_PATH", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NOTIFY_SOCKET"}
 )
 _KEPT_PREFIXES: Final = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "PYTORCH_", "SEALIFT_")
+_SETTINGS: Final = "SEALIFT_SETTINGS"  # names the variables that a launch added, for the process to keep
 _NAME_EVENTS: Final = frozenset(
     {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"}
 )
@@ -49,7 +50,14 @@ _REMEMBERED: Final = 100
 _FRAMES: Final = 6
 
 
-def sealed_environment(base: Mapping[str, str], *, home: Path, cache: Path) -> dict[str, str]:
+def passes(name: str) -> bool:
+    """Whether a variable of the caller's may reach a launched process."""
+    return name in _KEPT or name.startswith(_KEPT_PREFIXES)
+
+
+def sealed_environment(
+    base: Mapping[str, str], *, home: Path, cache: Path, settings: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the environment that a launched process gets.
 
     It is built from a list of what may pass (search path, locale, time zone, accelerator and thread settings), so
@@ -59,8 +67,13 @@ def sealed_environment(base: Mapping[str, str], *, home: Path, cache: Path) -> d
         base: The environment to start from, such as ``os.environ``.
         home: What HOME becomes, so that no dotfile of the operator's takes part.
         cache: A writable folder; libraries keep what they must below it.
+        settings: Variables of the release and of its operator; None keeps those that an earlier seal let in.
     """
-    kept = {name: value for name, value in base.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+    kept = {name: value for name, value in base.items() if passes(name) and name != _SETTINGS}
+    if settings is None:
+        names = (name for name in base.get(_SETTINGS, "").split(",") if name)
+        settings = {name: base[name] for name in names if name in base}
+    told = {**settings, _SETTINGS: ",".join(sorted(settings))} if settings else {}
     own = {
         "HOME": str(home),
         "HF_HOME": str(cache / "huggingface"),
@@ -69,7 +82,7 @@ def sealed_environment(base: Mapping[str, str], *, home: Path, cache: Path) -> d
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
     }
-    return {**kept, **OFFLINE_VARIABLES, **own}
+    return {**kept, **told, **OFFLINE_VARIABLES, **own}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

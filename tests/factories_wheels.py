@@ -16,11 +16,15 @@ def make_wheel(
     tag: str = "py3-none-any",
     files: Mapping[str, bytes] | None = None,
     entry_points: str = "",
+    headers: Sequence[str] = (),
 ) -> Path:
-    """Write a wheel that pip and uv install, and return its path; without ``files`` it holds one empty package."""
+    """Write a wheel that pip and uv install, and return its path; without ``files`` it holds one empty package.
+
+    ``headers`` are more lines of METADATA, such as ``Requires-Python: >=3.11``.
+    """
     module = name.replace("-", "_").lower()
     info = f"{module}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(f"{line}\n" for line in headers)
     members = dict(files) if files is not None else {f"{module}/__init__.py": b""}
     members[f"{info}/METADATA"] = (metadata + "".join(f"Requires-Dist: {item}\n" for item in requires)).encode()
     tags = "".join(f"Tag: {item}\n" for item in _expand(tag))

@@ -1,19 +1,23 @@
 """Locks made from specs, written and read back."""
 
+import hashlib
 import json
 import tomllib
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bundler.compose import compose
+from bundler.fetch import download_any
 from bundler.lock import Lock, load_lock, write_lock
 from bundler.pipconfig import PipConfig, load_pip_config
 from bundler.relock import SERVING_REQUIREMENTS, lock_spec
 from bundler.resolver import UvResolver
 from bundler.specfile import load_spec
 from bundler.store import Store
-from manifests.errors import SpecError
+from manifests.errors import IntegrityError, SpecError
 from tests.factories_wheels import make_wheel
 
 SPEC = """
@@ -107,3 +111,42 @@ def test_damaged_lock_is_named(scene: tuple[Path, Store, PipConfig]) -> None:
 def test_serving_requirements_are_the_adapters_extra() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert sorted(SERVING_REQUIREMENTS) == sorted(project["optional-dependencies"]["adapters"])
+
+
+def test_constraints_and_hashes_of_a_requirements_file_bind(scene: tuple[Path, Store, PipConfig]) -> None:
+    folder = scene[0].parent
+    make_wheel(folder / "links", "lib", "2.0")
+    scene[0].write_text(SPEC.replace('requirements = ["lib"]', 'files = ["r.txt"]'))
+    (folder / "r.txt").write_text("lib\n-c limits.txt\n")
+    (folder / "limits.txt").write_text("lib<2\n")
+    assert [file.path for file in lock(scene).wheels] == ["wheels/lib-1.0-py3-none-any.whl"]
+    digest = hashlib.sha256((folder / "links" / "lib-2.0-py3-none-any.whl").read_bytes()).hexdigest()
+    (folder / "r.txt").write_text(f"lib==2.0 --hash=sha256:{digest}\n")
+    assert [file.sha256 for file in lock(scene).wheels] == [digest]
+    (folder / "r.txt").write_text(f"lib==2.0 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(IntegrityError) as caught:
+        lock(scene)
+    expected = f"lib==2.0: lib-2.0-py3-none-any.whl has sha256 {digest}, which no --hash allows"
+    assert caught.value.message == expected
+
+
+def test_a_wheel_that_carries_a_model_is_checked_too(scene: tuple[Path, Store, PipConfig]) -> None:
+    path, store, _ = scene
+    files = {"tiny/model/config.json": b"{}", "tiny/model/model.safetensors": b"x"}
+    wheel = make_wheel(path.parent / "links", "tiny", "1.0", files=files)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("tiny/model/extra.bin", b"x")
+    with pytest.raises(IntegrityError) as caught:
+        download_any("tiny", "1.0", store)
+    assert caught.value.message == "tiny-1.0-py3-none-any.whl: tiny/model/extra.bin: is not in RECORD"
+    assert store.record("model-wheel", "tiny==1.0") is None
+
+
+def test_the_environment_of_the_spec_travels(scene: tuple[Path, Store, PipConfig]) -> None:
+    path, store, _ = scene
+    path.write_text(f'{SPEC}[env]\nLOG_LEVEL = "DEBUG"\nSITE = "seoul"\n')
+    made = lock(scene)
+    assert made.environment == {"LOG_LEVEL": "DEBUG", "SITE": "seoul"}
+    text = compose(made, store).generated["config/offline.env"].decode()
+    assert "\nLOG_LEVEL=DEBUG\n" in text
+    assert text.endswith("\n# From [env] of the spec.\nSITE=seoul\n")

@@ -1,6 +1,10 @@
 """Rendered files: golden where small, read back by a YAML parser, and nothing undefined."""
 
+import ast
+import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from bundler.render import Subject, _render, render_payload, render_verify_text, sums_text
+from bundler.render import OFFLINE_VARIABLES, Subject, _render, render_payload, render_verify_text, sums_text
 from bundler.selfpack import template_root
 from manifests.canonical import Json
 from manifests.manifest import ModelEntry
@@ -41,8 +45,8 @@ def test_the_files_of_a_bundle() -> None:
 def test_the_settings_of_a_model() -> None:
     text = settings_text({"use_fp16": True, "batch_size": 12, "temperature": "0.5", "note": "a: b", "top": None})
     assert text == (
-        "# Settings of the model bge-m3 (bge-m3). Signed with the bundle: to change one, copy this file to\n"
-        "# PREFIX/etc/bge_m3.yaml and edit it there; it survives upgrades.\n"
+        "# Settings of the model bge-m3 (bge-m3). Signed with the bundle: to change some, write just those\n"
+        "# keys into PREFIX/etc/bge_m3.yaml. They override these key by key, and they survive upgrades.\n"
         "batch_size: 12\n"
         'note: "a: b"\n'
         "temperature: 0.5\n"
@@ -97,9 +101,39 @@ def test_the_environment_file() -> None:
     assert "BGE_M3_MODEL_PATH=${PREFIX}/current/models/bge-m3" in lines
     assert "MY_MODEL_MODEL_PATH=${PREFIX}/current/models/my.model" in lines
     assert "USE_GPU=false" in lines
-    names = [line.partition("=")[0] for line in lines if not line.startswith("#")]
+    names = [line.partition("=")[0] for line in lines if line and not line.startswith("#")]
     assert len(set(names)) == len(names)
-    assert "" not in names, "no empty lines"
+    guide = (
+        *("ENVIRONMENT", "NETWORK_MODE", "HCX_MODEL_PATH", "BGE_M3_MODEL_PATH", "DEVICE", "USE_GPU"),
+        *("ENABLE_MODEL_CACHE", "CACHE_DIR", "LOG_LEVEL", "LOG_FILE", "ENABLE_EXTERNAL_API", "GEMINI_API_KEY"),
+        "CLOVA_STUDIO_API_KEY",
+    )
+    with_hcx = render_payload(subject(model(), model("hcx", "hcx")))["config/offline.env"].decode()
+    assert [name for name in guide if f"\n{name}=" not in with_hcx] == []
+    assert "\nGEMINI_API_KEY=offline-unused\n" in with_hcx
+
+
+def test_the_environment_of_a_spec_is_laid_over_and_read_back_by_sh() -> None:
+    own = {"LOG_LEVEL": "DEBUG", "ZED": 'a "b" `c` \\ 한글', "CACHE_DIR": "/data/cache", "HERE": "${PREFIX}/x y"}
+    text = render_payload(replace(subject(), environment=own))["config/offline.env"].decode()
+    assert "\nCACHE_DIR=/data/cache\n" in text
+    assert text.count("LOG_LEVEL=") == 1
+    script = 'set -a; . /dev/stdin; printf "%s|%s|%s" "$LOG_LEVEL" "$ZED" "$HERE"'
+    done = subprocess.run(
+        ["sh", "-c", f"PREFIX=/opt/rag; {script}"],  # noqa: S607 # the host's own sh
+        input=text, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == 'DEBUG|a "b" `c` \\ 한글|/opt/rag/x y'
+
+
+def test_the_variables_of_the_seal_are_those_of_the_closed_side() -> None:
+    path = Path(__file__).parents[2] / "runtime" / "seal.py"
+    fixed = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "OFFLINE_VARIABLES" and node.value
+    )
+    assert {name: fixed.get(name) for name in OFFLINE_VARIABLES} == dict(OFFLINE_VARIABLES)
 
 
 def test_the_install_guide_tells_of_launch_only_where_there_is_something_to_launch() -> None:
