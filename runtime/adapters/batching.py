@@ -1,4 +1,8 @@
-"""Batches by token budget: sorted by length, so that little is padded and the working set stays in the caches."""
+"""Batches by token budget: sorted by length, so that little is padded and the working set stays in the caches.
+
+This plans the batches of embedders. Batched decoding of generators is :mod:`runtime.adapters.engine`: its docstring
+has the API (``engine.add``, ``engine.step``, ``handle.take``, ``handle.cancel``).
+"""
 
 from collections.abc import Iterator, Sequence
 

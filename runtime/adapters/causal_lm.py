@@ -1,16 +1,13 @@
 """The ``causal-lm`` and ``hcx`` adapters: any folder that transformers loads as a causal language model."""
 
 import dataclasses
-import importlib.util
-import inspect
 import logging
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, NoReturn
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
 from manifests.errors import AdapterError
 from runtime.adapters.base import (
@@ -18,7 +15,6 @@ from runtime.adapters.base import (
     JSON,
     AdapterInfo,
     ContextTooLongError,
-    FinishReason,
     Generation,
     GenerationError,
     GenerationParams,
@@ -29,19 +25,35 @@ from runtime.adapters.base import (
     Prompt,
     RequestError,
 )
-from runtime.adapters.decoding import Sampler, TextAssembler, collect_stop_ids
-from runtime.adapters.encoder import check_text, load_pretrained
+from runtime.adapters.decoding import Sampler, collect_stop_ids
+from runtime.adapters.engine import DecodeEngine, DecodeHandle, Row
 from runtime.adapters.folder import architecture, open_folder
-from runtime.adapters.hardware import choose_device, choose_dtype, is_out_of_memory
-from runtime.adapters.prompts import FittedContexts, fit_contexts, plain_prompt, rag_question
+from runtime.adapters.prompts import FittedContexts, fit_contexts, rag_question
+from runtime.adapters.reading import AnswerReader, Vocabulary
+from runtime.adapters.reasoning import ReasoningSplitter, find_markers, find_style
+from runtime.adapters.rows import CachedNetwork
 from runtime.adapters.settings import CausalLmSettings, check_sampling, parse_settings
+from runtime.adapters.templating import EncodedPrompt, PromptEncoder, load_tokenizer
+from runtime.adapters.weights import LoadedGenerator, load_generator
+
+if TYPE_CHECKING:
+    from runtime.adapters.langchain_llm import SealiftChatModel, SealiftLLM
 
 _LOG: Final = logging.getLogger(__name__)
-_DEFAULT_CONTEXT: Final = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RagAnswer:
+    """An answer, and the contexts it was made from: ``contexts.report()`` says what was cut."""
+
+    generation: Generation
+    contexts: FittedContexts
 
 
 class CausalLmAdapter:
     """A causal language model: conversations through its chat template, texts as they are.
+
+    Several threads may call it; their answers are decoded together (:mod:`runtime.adapters.engine`).
 
     Args:
         model_path: The folder.
@@ -86,33 +98,51 @@ class CausalLmAdapter:
         self._name = config.name
         self._settings = settings = parse_settings(config, CausalLmSettings)
         directory, document = open_folder(config)
-        device, device_note = choose_device(settings, model=config.name)
-        dtype, dtype_note = choose_dtype(settings, device, generator=True)
-        attention, attention_notes = _choose_attention(settings, device)
-        options = {"dtype": dtype, "attn_implementation": attention, **_quantization(settings, device, config.name)}
-        load_pretrained(AutoConfig.from_pretrained, directory, model=config.name)  # names an unknown architecture best
-        self._tokenizer = load_pretrained(AutoTokenizer.from_pretrained, directory, model=config.name)
-        network = load_pretrained(AutoModelForCausalLM.from_pretrained, directory, model=config.name, **options)
-        self._network = (network if "quantization_config" in options else network.to(device)).eval()
-        self._device = device
-        self._stop_ids = collect_stop_ids(self._tokenizer, network.config, network.generation_config)
-        parameters = inspect.signature(network.forward).parameters
-        self._trims_logits = "logits_to_keep" in parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
-        templated = bool(self._tokenizer.chat_template)
-        template_note = "chat template: the folder's own" if templated else "chat template: none, plain Korean prompt"
+        tokenizer = load_tokenizer(directory, model=config.name)
+        loaded = load_generator(directory, settings, model=config.name)
+        self._encoder = PromptEncoder(
+            tokenizer,
+            model=config.name,
+            system_prompt=settings.system_prompt,
+            template_kwargs=settings.chat_template_kwargs,
+        )
+        added = tokenizer.get_added_vocab()
+        self._style = find_style(self._encoder.template, added)
+        stop_ids = collect_stop_ids(tokenizer, loaded.network.config, loaded.network.generation_config)
+        self._vocabulary = Vocabulary(tokenizer=tokenizer, stop_ids=stop_ids, markers=find_markers(self._style, added))
+        self._network = loaded.network
+        self._engine = self._make_engine(loaded)
         self._info = AdapterInfo(
             name=config.name,
             adapter=config.adapter,
             kind="generator",
             architecture=architecture(document),
             directory=str(directory),
-            device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
-            limit=_context_limit(network.config, settings.max_length, config.name),
-            features=("chat", "completion", "stream"),
-            notes=(device_note, dtype_note, template_note, *attention_notes),
+            device=str(loaded.device),
+            dtype=loaded.dtype,
+            limit=loaded.limit,
+            features=("chat", "completion", "stream", *(("reasoning",) if self._style else ())),
+            notes=(*loaded.notes, *self._own_notes()),
         )
+
+    def _make_engine(self, loaded: LoadedGenerator) -> DecodeEngine:
+        settings = self._settings
+        default = 16384 if loaded.device.type == "cpu" else 131072
+        return DecodeEngine(
+            CachedNetwork(loaded.network, loaded.device),
+            self._prepare,
+            model=self._name,
+            max_rows=settings.max_batch_size if settings.enable_batching else 1,
+            max_tokens=settings.max_batch_tokens or default,
+        )
+
+    def _own_notes(self) -> tuple[str, ...]:
+        template = "chat template: " + ("the folder's own" if self._encoder.template else "none, plain Korean prompt")
+        marks = {"tags": "<think> tags", "hcx": "HyperCLOVA X's assistant/think turns"}
+        reasoning = (f"reasoning: told apart by {marks[self._style]}",) if self._style else ()
+        rows = self._engine.max_rows
+        batching = f"batching: up to {rows} answers at once" if rows > 1 else "batching: off, one answer at a time"
+        return (template, *reasoning, batching)
 
     @property
     def info(self) -> AdapterInfo:
@@ -120,9 +150,14 @@ class CausalLmAdapter:
         return self._info
 
     @property
+    def engine(self) -> DecodeEngine:
+        """The engine that decodes; whoever drives it moves every caller's answer on."""
+        return self._engine
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """The token ids that end an answer."""
-        return self._stop_ids
+        return self._vocabulary.stop_ids
 
     def generate(self, prompt: Prompt, params: GenerationParams = DEFAULT_PARAMS) -> Generation:
         """Return the whole answer; the text is that of :meth:`stream`.
@@ -132,16 +167,29 @@ class CausalLmAdapter:
             RequestError: A parameter is out of range, or the template refuses the conversation.
             GenerationError: Out of memory, or the scores aren't numbers.
         """
-        pieces = list(self.stream(prompt, params))
-        last = pieces[-1]
-        if last.finish_reason is None:
-            raise AssertionError("a stream ends with a finish reason")
-        return Generation(
-            text="".join(piece.text for piece in pieces),
-            finish_reason=last.finish_reason,
-            prompt_tokens=last.prompt_tokens,
-            completion_tokens=last.completion_tokens,
-        )
+        return _join(list(self.stream(prompt, params)))
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], params: GenerationParams | Sequence[GenerationParams] = DEFAULT_PARAMS
+    ) -> list[Generation]:
+        """Return the answers in order, decoded together; each is what :meth:`generate` gives alone.
+
+        Args:
+            prompts: Any number; as many as the settings allow run at once.
+            params: One for all, or one for each.
+
+        Raises:
+            ValueError: Not as many params as prompts.
+            AdapterError: As :meth:`generate`, of the first prompt at fault; then there are no answers.
+        """
+        each = [params] * len(prompts) if isinstance(params, GenerationParams) else list(params)
+        handles: list[DecodeHandle] = []
+        try:
+            handles += [self._engine.add(*pair) for pair in zip(prompts, each, strict=True)]
+            return [_join(list(self._pieces(handle))) for handle in handles]
+        finally:
+            for handle in handles:
+                self._engine.cancel(handle)
 
     def stream(self, prompt: Prompt, params: GenerationParams = DEFAULT_PARAMS) -> PieceStream:
         """Yield the answer piece by piece; the last piece has the finish reason. Closing the iterator ends the work.
@@ -149,37 +197,41 @@ class CausalLmAdapter:
         Raises:
             AdapterError: As :meth:`generate`.
         """
-        ids = self._encode(prompt)
-        room = self._answer_room(len(ids), params)
-        sampler = self._make_sampler(params)
-        text = TextAssembler(self._tokenizer, (*self._settings.stop, *params.stop))
-        count, reason = 0, "length"
-        with closing(self._tokens(ids, sampler, room)) as tokens:
-            for token in tokens:
-                count += 1
-                if token in self._stop_ids:
-                    reason = "stop"
-                    break
-                fresh = text.push(token)
-                if text.stopped:
-                    yield self._last(fresh, len(ids), count, "stop")
-                    return
-                if fresh:
-                    yield Piece(text=fresh, prompt_tokens=len(ids), completion_tokens=count)
-        rest = text.finish()
-        yield self._last(rest, len(ids), count, "stop" if reason == "stop" or text.stopped else "length")
+        handle = self._engine.add(prompt, params)
+        try:
+            yield from self._pieces(handle)
+        finally:
+            self._engine.cancel(handle)
+
+    def _pieces(self, handle: DecodeHandle) -> PieceStream:
+        ended = False
+        while not ended:
+            self._engine.step_for(handle)
+            ended = handle.done  # before the pieces are taken: a last one may come between
+            yield from handle.take()
+        if handle.error is not None:
+            raise handle.error
 
     def answer(self, question: str, contexts: Sequence[str], params: GenerationParams = DEFAULT_PARAMS) -> Generation:
-        """Answer from contexts, best first; those that don't fit are cut from the end, with a warning logged.
+        """Answer from contexts, best first; as :meth:`answer_from`, without the report.
+
+        Raises:
+            ContextTooLongError: The question alone doesn't fit.
+        """
+        return self.answer_from(question, contexts, params).generation
+
+    def answer_from(
+        self, question: str, contexts: Sequence[str], params: GenerationParams = DEFAULT_PARAMS
+    ) -> RagAnswer:
+        """Answer from contexts, best first; those that don't fit are cut from the end, reported and logged.
 
         Raises:
             ContextTooLongError: The question alone doesn't fit.
         """
         fitted = self.fit(question, contexts, params)
         if fitted.shortened or fitted.dropped:
-            counts = (self._name, len(contexts), fitted.dropped, int(fitted.shortened))
-            _LOG.warning("model %s: of %d contexts %d were dropped and %d shortened to fit", *counts)
-        return self.generate(_rag_messages(question, fitted.texts), params)
+            _LOG.warning("model %s: %s", self._name, fitted.report())
+        return RagAnswer(generation=self.generate(_rag_messages(question, fitted.texts), params), contexts=fitted)
 
     def fit(self, question: str, contexts: Sequence[str], params: GenerationParams = DEFAULT_PARAMS) -> FittedContexts:
         """Return the contexts that fit beside the question and the answer.
@@ -190,67 +242,76 @@ class CausalLmAdapter:
         budget = limit - (params.max_new_tokens or min(own, limit // 2))
 
         def measure(texts: Sequence[str]) -> int:
-            return len(self._encode(_rag_messages(question, texts)))
+            return len(self._encoder.encode(_rag_messages(question, texts), params.chat_template_kwargs).ids)
 
-        return fit_contexts(contexts, budget=budget, measure=measure, cut=self._first_tokens)
+        return fit_contexts(contexts, budget=budget, measure=measure, cut=self._encoder.first_tokens)
 
     def generate_answer(self, question: str, contexts: Sequence[str]) -> str:
-        """Return the answer's text, stripped: RAGTrace's ``AnswerGeneratorPort``.
+        """Return the answer's text, stripped and without reasoning: RAGTrace's ``AnswerGeneratorPort``.
 
         Raises:
-            AdapterError: As :meth:`generate`; an error is never an answer.
+            AdapterError: As :meth:`generate`, or the answer's room was used up by reasoning; an error is never an
+                answer.
         """
-        return self.answer(question, list(contexts)).text.strip()
+        result = self.answer(question, list(contexts))
+        if result.finish_reason == "length" and result.reasoning and not result.text.strip():
+            msg = f"model {self._name!r}: the {result.completion_tokens} tokens for the answer were all reasoning"
+            raise GenerationError(msg, hint="raise max_new_tokens, or set chat_template_kwargs: {skip_reasoning: true}")
+        return result.text.strip()
 
-    def get_llm(self) -> NoReturn:
-        """Refuse: a LangChain object over this adapter isn't part of this version.
+    def get_llm(self) -> "SealiftLLM":
+        """Return a LangChain LLM over this adapter, as ragas and RAGTrace take it.
 
         Raises:
-            AdapterError: Always.
+            AdapterError: langchain-core isn't installed.
         """
-        msg = f"model {self._name!r}: this version has no in-process LangChain model"
-        raise AdapterError(msg, hint="start runtime launch and use langchain-openai's ChatOpenAI with base_url=.../v1")
+        llm: SealiftLLM = _langchain(self._name).SealiftLLM(adapter=self)
+        return llm
+
+    def get_chat_model(self) -> "SealiftChatModel":
+        """Return a LangChain chat model over this adapter.
+
+        Raises:
+            AdapterError: langchain-core isn't installed.
+        """
+        chat: SealiftChatModel = _langchain(self._name).SealiftChatModel(adapter=self)
+        return chat
 
     def get_model_info(self) -> dict[str, object]:
-        """Return what was loaded as a plain dict."""
+        """Return what was loaded as a plain dict; ``notes`` are the choices made, each with its reason."""
         settings = self._settings
         own = {"model_name": self._name, "model_path": self._info.directory, "max_length": self._info.limit}
-        sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "stop_ids": sorted(self._stop_ids)}
-        template = "chat template" if self._tokenizer.chat_template else "plain Korean prompt"
-        return {**dataclasses.asdict(self._info), **own, **sampling, "prompt": template}
+        names = ("temperature", "top_p", "repetition_penalty", "seed", "max_new_tokens")
+        sampling = {name: getattr(settings, name) for name in names}
+        template = "chat template" if self._encoder.template else "plain Korean prompt"
+        more = {"stop_ids": sorted(self.stop_ids), "prompt": template, "max_batch_size": self._engine.max_rows}
+        return {**dataclasses.asdict(self._info), **own, **sampling, **more}
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self._ids(check_text(prompt, 0), special=True)
-        if not self._tokenizer.chat_template:
-            return self._ids(check_text(plain_prompt(self._with_system(prompt)), 0), special=True)
-        messages = [{"role": item.role, "content": check_text(item.content, 0)} for item in self._with_system(prompt)]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self._settings.chat_template_kwargs
-            )
-        except Exception as error:  # jinja2 and the template's own raise_exception
-            raise RequestError(f"the chat template of {self._name!r} refuses: {error}", param="messages") from error
-        return self._ids(str(text), special=False)
+    @property
+    def default_seed(self) -> int | None:
+        """The settings' seed."""
+        return self._settings.seed
 
-    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
-        own = self._settings.system_prompt
-        if not own or any(message.role == "system" for message in messages):
-            return messages
-        return [Message(role="system", content=own), *messages]
+    def token_ids(self, text: str) -> list[int]:
+        """Return a text's token ids, without special tokens around it."""
+        return self._encoder.ids(text, special=False)
 
-    def _ids(self, text: str, *, special: bool) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-        return ids
+    def _prepare(self, prompt: Prompt, params: GenerationParams) -> Row:
+        encoded = self._encoder.encode(prompt, params.chat_template_kwargs)
+        return Row(
+            ids=list(encoded.ids),
+            sampler=self._make_sampler(params),
+            reader=self._make_reader(encoded, params),
+            room=self._answer_room(len(encoded.ids), params),
+            handle=DecodeHandle(prompt_tokens=len(encoded.ids)),
+        )
 
-    def _first_tokens(self, text: str, count: int) -> str:
-        ids = self._ids(text, special=False)[:count]
-        decoded = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(decoded).rstrip("\ufffd")
+    def _make_reader(self, encoded: EncodedPrompt, params: GenerationParams) -> AnswerReader:
+        thinks = self._style if encoded.templated else None
+        splitter = ReasoningSplitter(thinks, encoded.text) if thinks else None
+        return AnswerReader(self._vocabulary, stop=(*self._settings.stop, *params.stop), splitter=splitter)
 
     def _answer_room(self, prompt_tokens: int, params: GenerationParams) -> int:
-        if prompt_tokens == 0:
-            raise RequestError("the prompt is empty", param="prompt")
         if params.max_new_tokens is not None and params.max_new_tokens < 1:
             raise RequestError(f"max_tokens: expected at least 1, got {params.max_new_tokens}", param="max_tokens")
         room, limit = self._info.limit - prompt_tokens, self._info.limit
@@ -272,34 +333,6 @@ class CausalLmAdapter:
             raise RequestError(str(error), param=str(error).partition(":")[0]) from None
         return Sampler(temperature=temperature, top_p=top_p, repetition_penalty=penalty, seed=seed)
 
-    def _tokens(self, prompt: Sequence[int], sampler: Sampler, room: int) -> Generator[int, None, None]:
-        seen, fresh, cache = list(prompt), list(prompt), None
-        for _ in range(room):
-            try:
-                logits, cache = self._step(fresh, cache)
-                token = sampler.choose(logits, seen)
-            except (RuntimeError, ValueError) as error:
-                reason = "out of memory" if is_out_of_memory(error) else str(error)
-                raise GenerationError(f"model {self._name!r}: generation failed: {reason}") from error
-            seen.append(token)
-            fresh = [token]
-            yield token
-
-    @torch.inference_mode()
-    def _step(self, fresh: Sequence[int], cache: object) -> tuple[torch.Tensor, object]:
-        """Return the scores after the last of ``fresh`` and the cache that now covers them."""
-        options: Mapping[str, object] = {"logits_to_keep": 1} if self._trims_logits else {}
-        ids = torch.tensor([fresh], dtype=torch.int64, device=self._device)
-        output = self._network(input_ids=ids, use_cache=True, **{self._cache_name: cache}, **options)
-        kept = getattr(output, self._cache_name, None)
-        if kept is None:
-            raise ValueError(f"{self._info.architecture} keeps no key-value cache, which this adapter needs")
-        return output.logits[0, -1], kept
-
-    @staticmethod
-    def _last(text: str, prompt_tokens: int, count: int, reason: FinishReason) -> Piece:
-        return Piece(text=text, prompt_tokens=prompt_tokens, completion_tokens=count, finish_reason=reason)
-
 
 class HcxAdapter(CausalLmAdapter):
     """HyperCLOVA X, in whichever layout its files come: Llama-shaped (SEED 0.5B, 1.5B) or native ``hyperclovax``."""
@@ -307,36 +340,30 @@ class HcxAdapter(CausalLmAdapter):
     adapter_name = "hcx"
 
 
+HCXOfflineAdapter = HcxAdapter
+"""The name that the guide gives it."""
+
+
+def _langchain(model: str) -> ModuleType:
+    try:
+        return import_module("runtime.adapters.langchain_llm")
+    except ImportError as error:
+        msg = f"model {model!r}: a LangChain model needs {error.name or error}, which isn't installed here"
+        raise AdapterError(msg, hint="add langchain-core to the spec's requirements") from error
+
+
+def _join(pieces: Sequence[Piece]) -> Generation:
+    last = pieces[-1] if pieces else None
+    if last is None or last.finish_reason is None:
+        raise AssertionError("a stream ends with a finish reason")
+    return Generation(
+        text="".join(piece.text for piece in pieces),
+        finish_reason=last.finish_reason,
+        prompt_tokens=last.prompt_tokens,
+        completion_tokens=last.completion_tokens,
+        reasoning="".join(piece.reasoning for piece in pieces),
+    )
+
+
 def _rag_messages(question: str, contexts: Sequence[str]) -> list[Message]:
     return [Message(role="user", content=rag_question(question, contexts))]
-
-
-def _context_limit(config: Any, asked: int | None, model: str) -> int:  # noqa: ANN401 - transformers is untyped
-    own = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or _DEFAULT_CONTEXT)
-    if asked is not None and asked > own:
-        raise AdapterError(f"model {model!r}: settings: max_length: {asked} is more than the model's {own} positions")
-    return asked or own
-
-
-def _choose_attention(settings: CausalLmSettings, device: torch.device) -> tuple[str, tuple[str, ...]]:
-    if not settings.use_flash_attention:
-        return "sdpa", ()
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn"):
-        return "flash_attention_2", ("attention: flash_attention_2",)
-    missing = "the flash_attn package isn't installed" if device.type == "cuda" else f"the device is {device.type}"
-    note = f"attention: SDPA, because use_flash_attention can't be honoured: {missing}"
-    _LOG.warning("%s", note)
-    return "sdpa", (note,)
-
-
-def _quantization(settings: CausalLmSettings, device: torch.device, model: str) -> dict[str, Any]:
-    if not (settings.load_in_8bit or settings.load_in_4bit):
-        return {}
-    key = "load_in_8bit" if settings.load_in_8bit else "load_in_4bit"
-    if device.type != "cuda" or not importlib.util.find_spec("bitsandbytes"):
-        reason = "needs CUDA" if device.type != "cuda" else "needs the bitsandbytes package"
-        raise AdapterError(f"model {model!r}: settings: {key}: {reason}", hint=f"set {key}: false")
-    from transformers import BitsAndBytesConfig  # noqa: PLC0415 - its import looks for the CUDA library
-
-    config = BitsAndBytesConfig(load_in_8bit=settings.load_in_8bit, load_in_4bit=settings.load_in_4bit)
-    return {"quantization_config": config, "device_map": {"": str(device)}}

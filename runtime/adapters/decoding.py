@@ -1,6 +1,6 @@
-"""From tokens to text: sampling one token, ending an answer, and turning tokens into pieces of text as they come."""
+"""From scores to tokens: which one comes next, and which ones end an answer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -77,63 +77,3 @@ class Sampler:
             inside = ordered.cumsum(0) - ordered < self._top_p  # the token that crosses the bound still counts
             probabilities = torch.zeros_like(probabilities).index_copy(0, order, ordered * inside)
         return int(torch.multinomial(probabilities, 1, generator=self._random))
-
-
-class TextAssembler:
-    """Turns tokens into text that is safe to send: whole characters only, and never a part of a stop string.
-
-    Args:
-        tokenizer: The model's own.
-        stop: Strings that end the answer; they are no part of it.
-    """
-
-    def __init__(self, tokenizer: Any, stop: Iterable[str]) -> None:  # noqa: ANN401 - transformers is untyped
-        self._tokenizer = tokenizer
-        self._stop = tuple(stop)
-        self._ids: list[int] = []
-        self._start = 0  # tokens before it are decoded for good
-        self._known = 0  # tokens before it have given their text to _held
-        self._held = ""
-        self.stopped = False
-
-    def push(self, token: int) -> str:
-        """Take one token; return what may be sent now, often nothing."""
-        self._ids.append(token)
-        self._held += self._fresh(final=False)
-        return self._release()
-
-    def finish(self) -> str:
-        """Return what is left when no token follows."""
-        if self.stopped:
-            return ""
-        self._held += self._fresh(final=True)
-        text = self._release()
-        rest, self._held = self._held, ""
-        return text if self.stopped else text + rest
-
-    def _fresh(self, *, final: bool) -> str:
-        before = self._decode(self._ids[self._start : self._known])
-        now = self._decode(self._ids[self._start :])
-        if not final and (now.endswith("\ufffd") or len(now) <= len(before)):
-            return ""  # a character whose bytes aren't all here yet
-        self._start, self._known = self._known, len(self._ids)
-        return now[len(before) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _release(self) -> str:
-        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            text, self._held = self._held[: min(found)], ""
-            return text
-        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of ``text`` that is a beginning of ``stop``."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

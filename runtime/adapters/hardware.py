@@ -9,6 +9,7 @@ import torch
 from manifests.errors import AdapterError
 from runtime.adapters.settings import CommonSettings, EmbedderSettings
 
+_FAST_INT8_FLAGS: Final = frozenset({"amx_int8", "asimddp", "avx512_vnni", "avx_vnni", "i8mm"})
 _FAST_BF16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16"})
 
 
@@ -35,28 +36,56 @@ def choose_device(settings: CommonSettings, *, model: str) -> tuple[torch.device
 def choose_dtype(settings: CommonSettings, device: torch.device, *, generator: bool) -> tuple[torch.dtype, str]:
     """Return the dtype to compute in and why.
 
-    Embedders stay in float32 unless told otherwise: their numbers are compared with an index made elsewhere.
-    ``use_fp16`` is for them and has no effect on a CPU, as in FlagEmbedding.
+    On a CPU that is float32 unless the settings say otherwise, so that answers are the same on every kind of CPU (ADR
+    12). Embedders stay in float32 everywhere: their numbers are compared with an index made elsewhere. ``use_fp16`` is
+    for them and has no effect on a CPU, as in FlagEmbedding.
     """
     if settings.dtype != "auto":
         dtype: torch.dtype = getattr(torch, settings.dtype)
-        return dtype, f"dtype {settings.dtype}: asked for by the settings"
+        return dtype, f"dtype {settings.dtype}: asked for by the settings{_slow_half(dtype, device)}"
     if isinstance(settings, EmbedderSettings) and settings.use_fp16 and device.type != "cpu":
         return torch.float16, f"dtype float16: use_fp16 on {device.type}"
     return _generator_dtype(device) if generator else (torch.float32, "dtype float32: exact numbers by default")
 
 
+def choose_int8(settings: EmbedderSettings, device: torch.device, *, model: str) -> tuple[str, ...]:
+    """Return what is to be said about 8-bit products, if the settings ask for them.
+
+    Raises:
+        AdapterError: They do, and the device isn't a CPU.
+    """
+    if not settings.int8:
+        return ()
+    if device.type != "cpu":
+        msg = f"model {model!r}: settings: int8: for a CPU only, and the device is {device}"
+        raise AdapterError(msg, hint="remove int8, or set device: cpu; use_fp16 is for accelerators")
+    flags = sorted(cpu_flags() & _FAST_INT8_FLAGS)
+    if flags:
+        return (f"int8 linear layers: this CPU has {flags[0]}; the numbers are close, not exact",)
+    return ("int8 linear layers: this CPU has no 8-bit products, float32 may be faster",)
+
+
 def _generator_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (
-            torch.bfloat16 if fast else torch.float16
-        ), f"dtype on cuda: this card {'has' if fast else 'lacks'} bf16"
+        dtype = torch.bfloat16 if fast else torch.float16
+        return dtype, f"dtype {str(dtype).removeprefix('torch.')}: this card {'has' if fast else 'lacks'} bf16"
     if device.type == "mps":
         return torch.float16, "dtype float16: mps"
     if flags := sorted(cpu_flags() & _FAST_BF16_FLAGS):
-        return torch.bfloat16, f"dtype bfloat16: this CPU has {flags[0]}"
+        note = f"dtype float32: the same answers on every CPU; with {flags[0]} here, dtype bfloat16 would be faster"
+        return torch.float32, note
     return torch.float32, "dtype float32: this CPU has neither amx_bf16 nor avx512_bf16"
+
+
+def _slow_half(dtype: torch.dtype, device: torch.device) -> str:
+    """Return a warning where a 16-bit type is slower than float32."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return ""
+    if dtype == torch.float16:
+        return "; on a CPU it is slower than float32"
+    fast = cpu_flags() & _FAST_BF16_FLAGS
+    return "" if fast else "; slower than float32, this CPU has neither amx_bf16 nor avx512_bf16"
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -18,6 +18,11 @@ class FittedContexts:
     shortened: bool
     dropped: int
 
+    def report(self) -> str:
+        """Return one sentence about what was cut."""
+        total = len(self.texts) + self.dropped
+        return f"of {total} contexts {self.dropped} were dropped and {int(self.shortened)} shortened to fit"
+
 
 def rag_question(question: str, contexts: Sequence[str]) -> str:
     """Return the Korean RAG instruction, the numbered contexts and the question, as one user turn."""

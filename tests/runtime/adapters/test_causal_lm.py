@@ -1,5 +1,6 @@
 """Generators against transformers' own ``generate`` and its tokenizers."""
 
+import importlib.util
 import logging
 import shutil
 from pathlib import Path
@@ -21,9 +22,12 @@ from runtime.adapters.base import (
     ModelConfig,
     RequestError,
 )
-from runtime.adapters.causal_lm import CausalLmAdapter, HcxAdapter
-from runtime.adapters.decoding import KNOWN_STOP_TOKENS, Sampler, TextAssembler
+from runtime.adapters.causal_lm import CausalLmAdapter, HcxAdapter, HCXOfflineAdapter
+from runtime.adapters.decoding import KNOWN_STOP_TOKENS, Sampler
 from runtime.adapters.prompts import rag_question
+from runtime.adapters.reading import AnswerReader, Vocabulary
+from runtime.adapters.rows import CachedNetwork
+from runtime.adapters.settings import REFUSED
 from tests.factories_models import write_json
 
 pytestmark = pytest.mark.models
@@ -132,28 +136,28 @@ def test_stop_strings_end_the_text_and_are_not_in_it(llama: Path, chat: CausalLm
     assert load(llama, stop=[stop]).generate("the quick", params).text == result.text
 
 
-def test_assembler_holds_back_halves_of_characters_and_of_stop_strings(llama: Path) -> None:
+def test_reader_holds_back_halves_of_characters_and_of_stop_strings(llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llama, local_files_only=True)
     text = "끝 END서울 EN"
     for stop, expected in (((), text), (("END",), "끝 "), (("ENX",), text), (("울 EN",), "끝 END서")):
-        assembler = TextAssembler(tokenizer, stop)
+        reader = AnswerReader(Vocabulary(tokenizer=tokenizer), stop=stop)
         pieces = []
         for token in tokenizer(text)["input_ids"]:
-            pieces.append(assembler.push(token))
-            if assembler.stopped:
+            pieces.append(reader.push(token).text)
+            if reader.stopped:
                 break
-        pieces.append(assembler.finish())
+        pieces.append(reader.finish().text)
         assert "".join(pieces) == expected
         assert not any("\ufffd" in piece for piece in pieces)
         assert all(expected.startswith("".join(pieces[:count])) for count in range(len(pieces)))
 
 
-def test_assembler_gives_up_what_never_becomes_a_character(llama: Path) -> None:
+def test_reader_gives_up_what_never_becomes_a_character(llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llama, local_files_only=True)
     first_byte = tokenizer("갛", add_special_tokens=False)["input_ids"][0]
-    assembler = TextAssembler(tokenizer, ())
-    assert assembler.push(first_byte) == ""
-    assert assembler.finish() == "\ufffd"
+    reader = AnswerReader(Vocabulary(tokenizer=tokenizer))
+    assert reader.push(first_byte).text == ""
+    assert reader.finish().text == "\ufffd"
 
 
 def test_nucleus_keeps_the_token_that_crosses_the_bound() -> None:
@@ -180,6 +184,9 @@ def test_contexts_are_cut_from_the_end_and_the_question_never(
     assert 236 <= result.prompt_tokens <= 240
     asked = [Message(role="user", content=rag_question("수도는?", fitted.texts))]
     assert result == chat.generate(asked, params)
+    reported = chat.answer_from("수도는?", contexts, params)
+    assert (reported.generation, reported.contexts) == (result, fitted)
+    assert fitted.report() == "of 3 contexts 1 were dropped and 1 shortened to fit"
 
 
 def test_generate_answer_is_the_text_alone(chat: CausalLmAdapter) -> None:
@@ -249,18 +256,72 @@ def test_scores_that_are_not_numbers_are_an_error_and_no_answer(llama: Path) -> 
 
 
 def test_constructor_of_the_guide(llama: Path) -> None:
-    adapter = HcxAdapter(model_path=str(llama), device="cpu", max_length=64, temperature=0.7, top_p=0.9)
+    adapter = HCXOfflineAdapter(model_path=str(llama), device="cpu", max_length=64, temperature=0.7, top_p=0.9)
     assert (adapter.info.adapter, adapter.info.limit, adapter.info.name) == ("hcx", 64, "llama")
     assert adapter.get_model_info()["temperature"] == 0.7
     with pytest.raises(AdapterError, match=r"settings: max_lenght: adapter 'hcx' has no such setting"):
         HcxAdapter(str(llama), max_lenght=3)
-    with pytest.raises(AdapterError, match="this version has no in-process LangChain model"):
-        adapter.get_llm()
 
 
 def test_quantised_loading_needs_cuda(llama: Path) -> None:
-    with pytest.raises(AdapterError, match=r"^model 'm': settings: load_in_8bit: needs CUDA$"):
-        load(llama, device="cpu", load_in_8bit=True)
+    wanted: list[tuple[str, dict[str, JSON]]] = [(key, {key: True}) for key in ("load_in_8bit", "load_in_4bit")]
+    for key, asked in wanted:
+        with pytest.raises(AdapterError, match=rf"^model 'm': settings: {key}: needs CUDA$") as caught:
+            load(llama, "causal-lm", **asked)
+        assert caught.value.hint == "int8: true quantises on a CPU"
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"int8": True, "device": "cuda"}, "int8: for a CPU only, contradicts device 'cuda'; load_in_8bit is for CUDA"),
+        ({"int8": True, "dtype": "bfloat16"}, "int8: true contradicts dtype 'bfloat16'"),
+        (
+            {"int8": True, "load_in_4bit": True},
+            "int8: for a CPU, contradicts load_in_8bit and load_in_4bit, which are for CUDA",
+        ),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_4bit: contradicts load_in_8bit, choose one"),
+        ({"max_batch_size": 0}, "max_batch_size: expected at least 1, got 0"),
+        (
+            {"optimization": {"gradient_checkpointing": True}},
+            "gradient_checkpointing: refused: it is a training option and has no effect on inference",
+        ),
+        ({"generation": {"do_sample": True}}, "do_sample: refused: temperature decides: 0 is greedy, above 0 samples"),
+        (
+            {"trust_remote_code": True},
+            f"trust_remote_code: refused: {REFUSED['trust_remote_code']}",
+        ),
+        ({"generation": {"top_k": 5}}, "top_k: adapter 'causal-lm' has no such setting"),
+    ],
+)
+def test_settings_without_effect_are_refused_by_name(llama: Path, written: dict[str, JSON], message: str) -> None:
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(ModelConfig(name="m", adapter="causal-lm", directory=llama, settings=written))
+    assert caught.value.message == f"model 'm': settings: {message}"
+
+
+def test_every_key_of_the_guides_yaml_has_its_effect(llama: Path) -> None:
+    sections: dict[str, JSON] = {
+        "generation": {"max_length": 128, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1},
+        "optimization": {"use_flash_attention": False, "load_in_8bit": False, "load_in_4bit": False},
+        "batch_processing": {"max_batch_size": 4, "enable_batching": True},
+    }
+    config = ModelConfig(name="m", adapter="hcx", directory=llama, settings={"device": "auto", **sections})
+    adapter = load_adapter(config)
+    assert isinstance(adapter, HcxAdapter)
+    info = adapter.get_model_info()
+    expected = {"max_length": 128, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "max_batch_size": 4}
+    assert {key: info[key] for key in expected} == expected
+
+
+def test_int8_is_close_and_said(llama: Path) -> None:
+    adapter, exact = load(llama, dtype="auto", int8=True), load(llama)
+    ids = [adapter.token_ids("the quick brown fox jumps over the lazy dog")]
+    found, _ = CachedNetwork(adapter._network, torch.device("cpu")).forward(ids, None, [0])
+    expected, _ = CachedNetwork(exact._network, torch.device("cpu")).forward(ids, None, [0])
+    assert torch.nn.functional.cosine_similarity(found, expected).item() > 0.99
+    assert not torch.equal(found, expected)
+    assert adapter.get_model_info()["dtype"] == "int8"
 
 
 def test_flash_attention_falls_back_with_a_warning(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -269,3 +330,28 @@ def test_flash_attention_falls_back_with_a_warning(llama: Path, caplog: pytest.L
     note = "attention: SDPA, because use_flash_attention can't be honoured: the device is cpu"
     assert note in caplog.text
     assert note in adapter.info.notes
+
+
+def test_langchain_is_needed_for_its_models_alone(chat: CausalLmAdapter) -> None:
+    if importlib.util.find_spec("langchain_core"):
+        assert chat.get_llm().model == "chat"
+        return
+    for call in (chat.get_llm, chat.get_chat_model):
+        with pytest.raises(AdapterError) as caught:
+            call()
+        assert (
+            caught.value.message == "model 'chat': a LangChain model needs langchain_core, which isn't installed here"
+        )
+        assert caught.value.hint == "add langchain-core to the spec's requirements"
+
+
+def test_a_folder_without_its_tokenizer_is_refused(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(AdapterError, match="can't be loaded: Couldn't instantiate the backend tokenizer"):
+        load(folder)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"})
+    with pytest.raises(AdapterError) as caught:
+        load(folder)
+    assert caught.value.message == f"model 'm': {folder}: the tokenizer knows no text: its vocabulary has 1 tokens"
+    assert caught.value.hint == "tokenizer.json is missing from the folder; another model's doesn't fit"

@@ -23,8 +23,14 @@ def test_dtype_on_a_cpu() -> None:
     assert choose_dtype(EmbedderSettings(dtype="bfloat16"), cpu, generator=False)[0] == torch.bfloat16
     fast = cpu_flags() & {"amx_bf16", "avx512_bf16"}
     dtype, reason = choose_dtype(CausalLmSettings(), cpu, generator=True)
-    assert dtype == (torch.bfloat16 if fast else torch.float32)
-    assert "bf16" in reason
+    assert dtype == torch.float32
+    better = f"the same answers on every CPU; with {min(fast)} here, dtype bfloat16 would be faster" if fast else ""
+    assert reason == f"dtype float32: {better or 'this CPU has neither amx_bf16 nor avx512_bf16'}"
+    half = choose_dtype(CausalLmSettings(dtype="float16"), cpu, generator=True)
+    assert half == (torch.float16, "dtype float16: asked for by the settings; on a CPU it is slower than float32")
+    _, slow = choose_dtype(CausalLmSettings(dtype="bfloat16"), cpu, generator=True)
+    told = "" if fast else "; slower than float32, this CPU has neither amx_bf16 nor avx512_bf16"
+    assert slow == f"dtype bfloat16: asked for by the settings{told}"
     assert choose_dtype(EmbedderSettings(use_fp16=True), torch.device("cuda"), generator=False)[0] == torch.float16
 
 
