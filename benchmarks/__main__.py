@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.measure import Bench, BenchmarkError
-from benchmarks.sections import SECTIONS, Sections
+from benchmarks.registry import SECTIONS
+from benchmarks.sections import Sections
 from benchmarks.table import Row, render_table
 from benchmarks.workload import FULL, SMALL, Size, Workload
 from manifests.errors import SealiftError
@@ -77,7 +78,7 @@ def _run(folder: Path, size: Size, names: Sequence[str], rounds: int) -> tuple[l
     bench = Bench(folder=folder, environment=_environment(folder), report=_report)
     sections = Sections(bench, Workload(bench, size), rounds)
     before, start = os.getloadavg()[0], time.perf_counter()
-    rows = [row for name in names for row in sections.run(name)]
+    rows = [row for name in names for row in SECTIONS[name](sections)]
     tiny = "tiny payload: the figures mean nothing; " if size is SMALL else ""
     conditions = (
         f"{tiny}{rounds} rounds in {time.perf_counter() - start:.0f} s on {len(os.sched_getaffinity(0))} cores, "

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from uv import find_uv_bin
 
@@ -27,20 +27,16 @@ class Sections:
     """
 
     def __init__(self, bench: Bench, work: Workload, rounds: int) -> None:
-        self._bench = bench
-        self._work = work
-        self._rounds = rounds
+        self.bench = bench
+        self.work = work
+        self.rounds = rounds
         self.samples: dict[str, Samples] = {}
-
-    def run(self, name: str) -> list[Row]:
-        """Run the section ``name``, one of :data:`SECTIONS`."""
-        return list(SECTIONS[name](self))
 
     def build(self) -> Iterator[Row]:
         """A build from a warm store against the guide's download script."""
-        work = self._work
+        work = self.work
         out, archive = work.folder / "out-measured", work.folder / "payload.tar.gz"
-        ours = Side(label="build", commands=(work.build_command(work.spec, out),), prepare=partial(_remove, out))
+        ours = Side(label="build", commands=(work.build_command(work.spec, out),), prepare=partial(remove_folder, out))
         download = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:")
         guide = Side(
             label="build: pip download + tar czf",
@@ -50,53 +46,53 @@ class Sections:
             ),
             once=True,
         )
-        found = self._compare("build", [ours, guide])
-        _remove(out)
-        yield _ratio("build", found, ours=ours, peer=guide, goal=40)
+        found = self.compare("build", [ours, guide])
+        remove_folder(out)
+        yield ratio_row("build", found, ours=ours, peer=guide, goal=40)
 
     def verify(self) -> Iterator[Row]:
         """Verifying a bundle against hashing the same file, page cache warm."""
-        bundle = self._work.bundle
-        ours = Side(label="verify", commands=(self._verify_command(),), prepare=partial(_read, bundle))
+        bundle = self.work.bundle
+        ours = Side(label="verify", commands=(self._verify_command(),), prepare=partial(read_file, bundle))
         openssl = Side(label="verify: openssl dgst -sha256", commands=(("openssl", "dgst", "-sha256", bundle),))
         coreutils = Side(label="verify: sha256sum", commands=(("sha256sum", bundle),))
-        found = self._compare("verify", [ours, openssl, coreutils])
-        yield _ratio("verify", found, ours=ours, peer=openssl, goal=1.8)
-        yield _ratio("verify-sha256sum", found, ours=ours, peer=coreutils, goal=7)
+        found = self.compare("verify", [ours, openssl, coreutils])
+        yield ratio_row("verify", found, ours=ours, peer=openssl, goal=1.8)
+        yield ratio_row("verify-sha256sum", found, ours=ours, peer=coreutils, goal=7)
 
     def install(self) -> Iterator[Row]:
         """An install into a fresh prefix against the guide's script, and against the least that has to be done."""
         ours = self._install_side()
         guide, lean = self._guide_side(), self._guide_side("--no-compile")
         bare = self._bare_side()
-        found = self._compare("install", [ours, bare, guide, lean])
+        found = self.compare("install", [ours, bare, guide, lean])
         for folder in ("prefix", "peer"):
-            _remove(self._work.folder / folder)
-        yield _ratio("install", found, ours=ours, peer=guide, goal=8)
-        yield _ratio("install-lean", found, ours=ours, peer=lean, goal=8)
-        yield _ratio("install-bare", found, ours=ours, peer=bare, goal=1.3, sense="at most")
+            remove_folder(self.work.folder / folder)
+        yield ratio_row("install", found, ours=ours, peer=guide, goal=8)
+        yield ratio_row("install-lean", found, ours=ours, peer=lean, goal=8)
+        yield ratio_row("install-bare", found, ours=ours, peer=bare, goal=1.3, sense="at most")
 
     def memory(self) -> Iterator[Row]:
         """The largest process of build, verify and install, and of verifying a huge model."""
-        out = self._work.folder / "out-measured"
+        out = self.work.folder / "out-measured"
         sides: Mapping[str, Callable[[], Side]] = {
-            "build": lambda: Side(label="build", commands=(self._work.build_command(self._work.spec, out),)),
+            "build": lambda: Side(label="build", commands=(self.work.build_command(self.work.spec, out),)),
             "verify": lambda: Side(label="verify", commands=(self._verify_command(),)),
             "install": self._install_side,
         }
         for name, side in sides.items():
             known = self.samples.get(name, {}).get(name)
-            yield _memory(f"memory-{name}", known or [self._bench.measure(side())])
-        _remove(out)
+            yield _memory(f"memory-{name}", known or [self.bench.measure(side())])
+        remove_folder(out)
         yield self._sparse_memory()
 
     def disk(self) -> Iterator[Row]:
         """The most that a prefix takes while installing, against what the release takes in the end."""
         side = self._install_side()
         side.prepare()
-        prefix = self._work.folder / "prefix"
+        prefix = self.work.folder / "prefix"
         with DiskWatch(prefix) as watch:
-            self._bench.run(side.commands[0])
+            self.bench.run(side.commands[0])
         (release,) = (prefix / "releases").iterdir()
         installed = disk_usage(release)
         yield Row(
@@ -112,57 +108,58 @@ class Sections:
 
     def reinstall(self) -> Iterator[Row]:
         """The same bundle once more, and back to the release before."""
-        prefix = self._work.folder / "prefix"
+        prefix = self.work.folder / "prefix"
         if not (prefix / "current").exists():
-            self._bench.run(self._install_command(self._work.bundle))
-        self._bench.run(self._install_command(self._work.next_bundle))
-        again = Side(label="reinstall", commands=(self._install_command(self._work.next_bundle),))
-        found = self._compare("reinstall", [again])
-        back = Side(label="rollback", commands=((*self._work.runtime, "rollback", "--prefix", prefix),))
-        found = {**found, **self._compare("rollback", [back])}
-        _remove(prefix)
+            self.bench.run(self._install_command(self.work.bundle))
+        self.bench.run(self._install_command(self.work.next_bundle))
+        again = Side(label="reinstall", commands=(self._install_command(self.work.next_bundle),))
+        found = self.compare("reinstall", [again])
+        back = Side(label="rollback", commands=((*self.work.runtime, "rollback", "--prefix", prefix),))
+        found = {**found, **self.compare("rollback", [back])}
+        remove_folder(prefix)
         yield _within("reinstall", found["reinstall"], 2.0)
         yield _within("rollback", found["rollback"], 2.0)
 
     def help(self) -> Iterator[Row]:
         """How long a command takes to say its options."""
         plain = Side(label="help: python -c pass", commands=((sys.executable, "-c", "pass"),))
-        bundler = Side(label="help: bundler", commands=((*self._work.bundler, "--help"),))
-        runtime = Side(label="help: runtime", commands=((*self._work.runtime, "--help"),))
-        found = self._compare("help", [plain, bundler, runtime], rounds=max(_HELP_REPEATS, self._rounds))
+        bundler = Side(label="help: bundler", commands=((*self.work.bundler, "--help"),))
+        runtime = Side(label="help: runtime", commands=((*self.work.runtime, "--help"),))
+        found = self.compare("help", [plain, bundler, runtime], rounds=max(_HELP_REPEATS, self.rounds))
         yield _more("help-bundler", found, bundler, plain)
         yield _more("help-runtime", found, runtime, plain)
 
-    def _compare(self, name: str, sides: Sequence[Side], rounds: int | None = None) -> Samples:
-        self.samples[name] = self._bench.compare(sides, rounds or self._rounds)
+    def compare(self, name: str, sides: Sequence[Side], rounds: int | None = None) -> Samples:
+        """Measure sides in turn, and keep the samples under ``name``."""
+        self.samples[name] = self.bench.compare(sides, rounds or self.rounds)
         return self.samples[name]
 
     def _verify_command(self) -> Command:
-        return (*self._work.runtime, "verify", self._work.bundle, "--trust", self._work.trust)
+        return (*self.work.runtime, "verify", self.work.bundle, "--trust", self.work.trust)
 
     def _install_command(self, bundle: Path) -> Command:
-        options = ("--prefix", self._work.folder / "prefix", "--trust", self._work.trust, "--no-smoke")
-        return (*self._work.runtime, "install", bundle, *options)
+        options = ("--prefix", self.work.folder / "prefix", "--trust", self.work.trust, "--no-smoke")
+        return (*self.work.runtime, "install", bundle, *options)
 
     def _install_side(self) -> Side:
-        bundle = self._work.bundle
+        bundle = self.work.bundle
 
         def prepare() -> None:
-            _remove(self._work.folder / "prefix")
-            _read(bundle)
+            remove_folder(self.work.folder / "prefix")
+            read_file(bundle)
 
         return Side(label="install", commands=(self._install_command(bundle), ("sync",)), prepare=prepare)
 
     def _guide_side(self, *options: str) -> Side:
         """What a guide's script does: unpack, a venv, pip without an index; ``options`` for pip."""
-        archive, peer = self._work.archive, self._work.folder / "peer"
+        archive, peer = self.work.archive, self.work.folder / "peer"
         pip: Command = (peer / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-index", *options)
         return Side(
             label=" ".join(["install: tar xzf + pip install --no-index", *options]),
             commands=(
                 ("tar", "xzf", archive, "-C", peer),
                 (sys.executable, "-m", "venv", peer / "venv"),
-                (*pip, "--find-links", peer / "wheels", "-r", self._work.pins),
+                (*pip, "--find-links", peer / "wheels", "-r", self.work.pins),
                 ("sync",),
             ),
             prepare=partial(_renew, peer, archive),
@@ -171,7 +168,7 @@ class Sections:
 
     def _bare_side(self) -> Side:
         """The least that has to be done, unchecked: copy the payload, and uv with a fresh cache."""
-        plain, peer = self._work.plain, self._work.folder / "peer"
+        plain, peer = self.work.plain, self.work.folder / "peer"
         uv = find_uv_bin()
         cache: Command = ("--cache-dir", peer / "uv-cache", "--offline", "--quiet")
         install = (uv, "pip", "install", *cache, "--python", peer / "venv" / "bin" / "python", "--no-deps")
@@ -180,25 +177,27 @@ class Sections:
             commands=(
                 ("cp", "-r", plain / "models", plain / "wheels", peer),
                 (uv, "venv", *cache, "--python", sys.executable, peer / "venv"),
-                (*install, "--no-index", "--find-links", peer / "wheels", "-r", self._work.pins),
+                (*install, "--no-index", "--find-links", peer / "wheels", "-r", self.work.pins),
                 ("sync",),
             ),
             prepare=partial(_renew, peer, *plain.rglob("*")),
         )
 
     def _sparse_memory(self) -> Row:
-        folder, size = self._work.folder / "sparse", self._work.size.sparse
+        folder, size = self.work.folder / "sparse", self.work.size.sparse
         folder.mkdir(exist_ok=True)
-        self._bench.report(f"sparse bundle of {size / 1e9:.1f} GB")
-        self._bench.run((sys.executable, "-m", "benchmarks.sparse", folder, str(size)))
+        self.bench.report(f"sparse bundle of {size / 1e9:.1f} GB")
+        self.bench.run((sys.executable, "-m", "benchmarks.sparse", folder, str(size)))
         trust = folder / "key.allowed_signers"
-        command: Command = (*self._work.runtime, "verify", folder / "sparse.bundle.tar", "--trust", trust)
-        sample = self._bench.measure(Side(label="verify, sparse", commands=(command,)))
-        _remove(folder)
+        command: Command = (*self.work.runtime, "verify", folder / "sparse.bundle.tar", "--trust", trust)
+        sample = self.bench.measure(Side(label="verify, sparse", commands=(command,)))
+        remove_folder(folder)
         return _memory("memory-verify-huge", [sample], f"a model of {size / 1e9:.1f} GB, sparse")
 
 
-SECTIONS: Final[Mapping[str, Callable[[Sections], Iterator[Row]]]] = {
+Section: TypeAlias = Callable[[Sections], Iterator[Row]]
+
+CORE: Final[Mapping[str, Section]] = {
     "build": Sections.build,
     "verify": Sections.verify,
     "install": Sections.install,
@@ -210,7 +209,7 @@ SECTIONS: Final[Mapping[str, Callable[[Sections], Iterator[Row]]]] = {
 """Name -> section, in the order in which they run."""
 
 
-def _ratio(name: str, found: Samples, *, ours: Side, peer: Side, goal: float, sense: Sense = "at least") -> Row:
+def ratio_row(name: str, found: Samples, *, ours: Side, peer: Side, goal: float, sense: Sense = "at least") -> Row:
     """Compare medians: ``at least`` says how many times faster we are, ``at most`` how many times slower."""
     mine, theirs = seconds_of(found[ours.label]), seconds_of(found[peer.label])
     return Row(
@@ -267,20 +266,21 @@ def _memory(name: str, samples: Sequence[Sample], against: str = "-") -> Row:
     )
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def _renew(folder: Path, *inputs: Path) -> None:
     """Have an empty folder, and the inputs in the page cache."""
-    _remove(folder)
+    remove_folder(folder)
     folder.mkdir()
     for path in inputs:
-        _read(path)
+        read_file(path)
 
 
-def _read(path: Path) -> None:
+def read_file(path: Path) -> None:
     """Bring a file into the page cache, as it is for every side."""
     if path.is_file():
         with path.open("rb", buffering=0) as stream:

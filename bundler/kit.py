@@ -10,7 +10,8 @@ from manifests.files import disk_error, write_atomic
 from manifests.manifest import Manifest
 
 SUMS_NAME: Final = "SHA256SUMS"
-_CARRIED: Final = ("install.sh", "runtime.pyz")
+CARRIED: Final = ("Dockerfile.offline", "install.sh", "runtime.pyz")
+"""The files of ``bootstrap/`` that whoever installs executes; they travel in the kit too."""
 
 
 def write_kit(folder: Path, manifest: Manifest, bootstrap: dict[str, bytes], allowed_signers: str) -> str:
@@ -19,7 +20,7 @@ def write_kit(folder: Path, manifest: Manifest, bootstrap: dict[str, bytes], all
     Args:
         folder: Where to write it.
         manifest: The bundle's manifest; its ``bootstrap/`` entries are listed in SHA256SUMS.
-        bootstrap: The contents of install.sh and runtime.pyz by file name.
+        bootstrap: The contents of :data:`CARRIED` by file name, as far as the bundle has them.
         allowed_signers: The text of the trust file, empty for an unsigned bundle.
 
     Returns:
@@ -39,6 +40,6 @@ def write_kit(folder: Path, manifest: Manifest, bootstrap: dict[str, bytes], all
         folder.mkdir(parents=True)
     except OSError as error:
         raise disk_error(error, f"write {folder}") from error
-    for name, data in {**own, **{name: bootstrap[name] for name in _CARRIED}, SUMS_NAME: sums}.items():
+    for name, data in {**own, **{name: bootstrap[name] for name in CARRIED if name in bootstrap}, SUMS_NAME: sums}.items():
         write_atomic(folder / name, data, mode=0o755 if name.endswith(".sh") else 0o644)
     return sha256_hex(sums)

@@ -59,6 +59,7 @@ def render_payload(subject: Subject) -> dict[str, bytes]:
     }
     files = {
         "bootstrap/install.sh": _render("install.sh.j2", context),
+        "bootstrap/Dockerfile.offline": _render("Dockerfile.offline.j2", context),
         "docs/INSTALL.md": _render("INSTALL.md.j2", context),
         "config/offline.env": _render("offline.env.j2", context),
     }

@@ -160,6 +160,26 @@ def write_modules(directory: Path, *, pooling: str, normalize: bool, max_seq_len
         write_json(directory / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
 
 
+def write_dense(
+    directory: Path, name: str, *, rows: int, columns: int, activation: str, normalize: bool = False, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Add a Dense module to a folder that :func:`write_modules` wrote, and Normalize if asked; return its weights."""
+    random = torch.Generator().manual_seed(seed)
+    state = {"linear.weight": 0.3 * torch.randn(rows, columns, generator=random)}
+    state["linear.bias"] = torch.randn(rows, generator=random)
+    modules = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
+    kinds = [("Dense", name), *([("Normalize", "9_Normalize")] if normalize else [])]
+    for kind, path in kinds:
+        (directory / path).mkdir(exist_ok=True)
+        index = len(modules)
+        modules.append({"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"})
+    write_json(directory / "modules.json", modules)
+    config = {"in_features": columns, "out_features": rows, "bias": True, "activation_function": activation}
+    write_json(directory / name / "config.json", config)
+    save_file(state, directory / name / "model.safetensors")
+    return state
+
+
 def write_json(path: Path, document: object) -> None:
     """Write one JSON file, its folder made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)

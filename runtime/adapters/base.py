@@ -125,6 +125,7 @@ class GenerationParams:
     """How to answer; None takes the model's setting.
 
     ``temperature`` 0 is greedy. ``stop`` strings end the answer and aren't part of it; they add to the settings' own.
+    ``chat_template_kwargs`` go to the chat template, over those of the settings; a text has none and refuses them.
     """
 
     max_new_tokens: int | None = None
@@ -133,6 +134,7 @@ class GenerationParams:
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    chat_template_kwargs: Mapping[str, JSON] = field(default_factory=dict)
 
 
 DEFAULT_PARAMS: Final = GenerationParams()
@@ -141,22 +143,30 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """A whole answer; tokens are counted after templating, and the one that ends the answer counts too."""
+    """A whole answer; tokens are counted after templating, and the one that ends the answer counts too.
+
+    ``reasoning`` is what the model thought before it answered, where its template marks that; ``text`` is without it.
+    """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A part of an answer while it is made; the last one carries the finish reason and may have no text."""
+    """A part of an answer while it is made; the last one carries the finish reason and may have no text.
+
+    ``reasoning`` is a part of what the model thinks before it answers; such a piece has no text yet.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: FinishReason | None = None
+    reasoning: str = ""
 
 
 PieceStream: TypeAlias = collections.abc.Generator[Piece, None, None]

@@ -3,44 +3,34 @@
 The numbers are FlagEmbedding's (``BGEM3FlagModel.encode``) for the same folder; the paper is arXiv:2402.03216.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Final, TypeVar
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from manifests.errors import AdapterError
-from runtime.adapters.base import (
-    JSON,
-    AdapterInfo,
-    EmbeddingInput,
-    Embeddings,
-    ModelConfig,
-    MultiEmbeddings,
-    RequestError,
-    Vectors,
-)
-from runtime.adapters.encoder import HiddenStates, TextEncoder, TokenRow
+from runtime.adapters.base import JSON, AdapterInfo, EmbeddingInput, ModelConfig, MultiEmbeddings, RequestError
+from runtime.adapters.embedder import LocalEmbedder, Progress, warn_of_truncation
+from runtime.adapters.encoder import TokenReader
+from runtime.adapters.fingerprint import fingerprint
 from runtime.adapters.folder import architecture, open_folder
-from runtime.adapters.hardware import choose_device, choose_dtype
+from runtime.adapters.hardware import choose_device, choose_dtype, choose_int8
+from runtime.adapters.m3_engine import Engine, TransformersEngine, read_heads
 from runtime.adapters.settings import BgeM3Settings, parse_settings
+from runtime.adapters.similarity import Dense, Lexical, PerToken, similarity
+from runtime.adapters.stored import MODES, Mode
+from runtime.adapters.textcache import open_cache
 
-T = TypeVar("T")
-_SILENT_TOKENS: Final = ("cls_token", "eos_token", "pad_token", "unk_token")
 
-
-class BgeM3Adapter:
+class BgeM3Adapter(LocalEmbedder):
     """BGE-M3, or any XLM-R folder with its two heads.
 
     Args:
         model_path: The folder.
         device: auto (cuda, then mps, then cpu), cpu, cuda, cuda:N or mps.
         use_fp16: float16 on an accelerator; no effect on a CPU.
-        max_length: Longer inputs are cut at so many tokens, and counted; None takes what the folder allows (8,192).
-        batch_size: Texts of a batch at most; None leaves it to the token budget.
+        max_length: Longer inputs are cut at so many tokens, and counted; a folder that allows fewer sets the limit.
+        batch_size: Texts of a batch at most; None leaves it to the token budget, which is faster for short texts.
         normalize_embeddings: Whether dense and ColBERT vectors get length 1.
         settings: Any other setting by its name in a settings file.
 
@@ -53,15 +43,16 @@ class BgeM3Adapter:
         model_path: str | Path,
         device: str = "auto",
         use_fp16: bool = True,  # noqa: FBT001, FBT002, RUF100 - the position is part of the interface that users have
-        max_length: int | None = None,
-        batch_size: int | None = None,
+        max_length: int | None = 8192,
+        batch_size: int | None = 12,
         normalize_embeddings: bool = True,  # noqa: FBT001, FBT002, RUF100 - as use_fp16
         **settings: JSON,
     ) -> None:
-        named: dict[str, JSON] = {"device": device, "use_fp16": use_fp16, "max_length": max_length}
+        named: dict[str, JSON] = {"device": device, "use_fp16": use_fp16 and not settings.get("int8")}
         named |= {"batch_size": batch_size, "normalize_embeddings": normalize_embeddings}
         path = Path(model_path)
-        self._load(ModelConfig(name=path.name, adapter="bge-m3", directory=path, settings={**named, **settings}))
+        config = ModelConfig(name=path.name, adapter="bge-m3", directory=path, settings={**named, **settings})
+        self._load(config, at_most=max_length)
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> "BgeM3Adapter":
@@ -74,19 +65,20 @@ class BgeM3Adapter:
         adapter._load(config)  # noqa: SLF001 - its own class
         return adapter
 
-    def _load(self, config: ModelConfig) -> None:
-        self._settings = settings = parse_settings(config, BgeM3Settings)
+    def _load(self, config: ModelConfig, at_most: int | None = None) -> None:
+        self._settings: BgeM3Settings = parse_settings(config, BgeM3Settings)
+        self._lock = threading.RLock()
         directory, document = open_folder(config)
-        device, device_note = choose_device(settings, model=config.name)
-        dtype, dtype_note = choose_dtype(settings, device, generator=False)
-        wanted = {"sparse_linear": settings.return_sparse, "colbert_linear": settings.return_colbert_vecs}
-        states = {name: _read_head(directory, name, config.name) for name, asked in wanted.items() if asked}
-        self._encoder = TextEncoder(directory, model=config.name, device=device, dtype=dtype, settings=settings)
-        width = self._encoder.width
-        heads = {name: _make_head(state, name, width, model=config.name) for name, state in states.items()}
-        self._heads = {name: head.to(device=device, dtype=dtype) for name, head in heads.items()}
-        self._silent_ids = _silent_ids(self._encoder)
-        features = ("dense", *(name.removesuffix("_linear") for name in self._heads))
+        device, device_note = choose_device(self._settings, model=config.name)
+        dtype, dtype_note = choose_dtype(self._settings, device, generator=False)
+        int8_notes = choose_int8(self._settings, device, model=config.name)
+        heads = read_heads(directory, self._settings, model=config.name)
+        self._reader = TokenReader(directory, model=config.name, asked=self._settings.max_length, declared=at_most)
+        self._engine = self._make_engine(directory, heads, device, dtype)
+        self._features: tuple[Mode, ...] = tuple(mode for mode in MODES if mode == "dense" or f"{mode}_linear" in heads)
+        self._cache, cache_note = open_cache(
+            self._settings, lambda: self._identity(fingerprint(directory), str(device), str(dtype)), model=config.name
+        )
         self._info = AdapterInfo(
             name=config.name,
             adapter=config.adapter,
@@ -95,33 +87,39 @@ class BgeM3Adapter:
             directory=str(directory),
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
-            limit=self._encoder.limit,
-            dimension=width,
-            features=features,
-            notes=(device_note, dtype_note),
+            limit=self._reader.limit,
+            dimension=self.dimension,
+            features=self._features,
+            notes=(device_note, dtype_note, *int8_notes, f"backend {self._settings.backend}", cache_note),
         )
 
-    @property
-    def info(self) -> AdapterInfo:
-        """What was loaded."""
-        return self._info
+    def _make_engine(
+        self,
+        directory: Path,
+        heads: Mapping[str, Mapping[str, torch.Tensor]],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Engine:
+        if self._settings.backend == "flagembedding":
+            from runtime.adapters.m3_flagembedding import FlagEmbeddingEngine  # noqa: PLC0415 - 70 wheels, optional
+
+            return FlagEmbeddingEngine(
+                directory, reader=self._reader, heads=heads, device=device, settings=self._settings
+            )
+        return TransformersEngine(
+            directory, reader=self._reader, heads=heads, device=device, dtype=dtype, settings=self._settings
+        )
+
+    def _identity(self, files: str, device: str, dtype: str) -> Mapping[str, object]:
+        """Return everything that the numbers depend on, for the cache."""
+        settings = self._settings
+        ways = {"backend": settings.backend, "int8": settings.int8, "normalize": settings.normalize_embeddings}
+        return {"files": files, "device": device, "dtype": dtype, "limit": self._reader.limit, **ways}
 
     @property
     def dimension(self) -> int:
-        """The length of a dense vector."""
-        return self._encoder.width
-
-    def embed(self, texts: Sequence[EmbeddingInput]) -> Embeddings:
-        """Return one dense float32 vector per input, in order.
-
-        Raises:
-            RequestError: An input isn't valid Unicode, is no token of this model, or is an empty token list.
-            AdapterError: Out of memory on a single input.
-        """
-        result = self.embed_multi(texts)
-        if result.dense is None:
-            raise AssertionError("embed_multi computes dense vectors unless told otherwise")
-        return Embeddings(vectors=result.dense, token_counts=result.token_counts, truncated=result.truncated)
+        """The length of a dense vector, from the folder's config."""
+        return self._engine.width
 
     def embed_multi(
         self, texts: Sequence[EmbeddingInput], *, dense: bool = True, sparse: bool = False, colbert: bool = False
@@ -132,35 +130,10 @@ class BgeM3Adapter:
             RequestError: As :meth:`embed`; nothing is asked for; or the settings left out a head that is.
             AdapterError: Out of memory on a single input.
         """
-        self._check_asked(dense=dense, sparse=sparse, colbert=colbert)
-        rows = self._encoder.tokenize(texts)
-        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
-        weights: list[Mapping[int, float]] = [{} for _ in rows]
-        per_token: list[Vectors] = [np.empty((0, self.dimension), dtype=np.float32) for _ in rows]
-        with torch.inference_mode():
-            for batch in self._encoder.forward(rows):
-                if dense:
-                    vectors[list(batch.rows)] = self._dense(batch)
-                if sparse:
-                    _spread(self._sparse(batch, rows), batch.rows, weights)
-                if colbert:
-                    _spread(self._colbert(batch), batch.rows, per_token)
-        return MultiEmbeddings(
-            dense=vectors if dense else None,
-            sparse=tuple(weights) if sparse else None,
-            colbert=tuple(per_token) if colbert else None,
-            token_counts=tuple(len(row.ids) for row in rows),
-            truncated=tuple(row.truncated for row in rows),
-        )
-
-    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return one dense vector per text, as LangChain's ``Embeddings`` asks."""
-        vectors: list[list[float]] = self.embed(texts).vectors.tolist()
-        return vectors
-
-    def embed_query(self, text: str) -> list[float]:
-        """Return the dense vector of one query; BGE-M3 has no separate query instruction."""
-        return self.embed_documents([text])[0]
+        asked = {"dense": dense, "sparse": sparse, "colbert": colbert}
+        modes = tuple(mode for mode in MODES if asked[mode])
+        self._check_asked(modes)
+        return self._run(texts, modes)
 
     def get_multi_embeddings(
         self,
@@ -168,123 +141,67 @@ class BgeM3Adapter:
         return_dense: bool = True,  # noqa: FBT001, FBT002, RUF100 - the position is part of the interface that users have
         return_sparse: bool = False,  # noqa: FBT001, FBT002, RUF100 - as return_dense
         return_colbert_vecs: bool = False,  # noqa: FBT001, FBT002, RUF100 - as return_dense
+        *,
+        token_strings: bool = False,
     ) -> dict[str, object]:
         """Return FlagEmbedding's keys ``dense_vecs``, ``lexical_weights``, ``colbert_vecs``; None if not asked for.
 
-        Lexical weights are dicts of token id as text -> plain float, so that they are JSON as they stand.
-        """
-        result = self.embed_multi(texts, dense=return_dense, sparse=return_sparse, colbert=return_colbert_vecs)
-        sparse = result.sparse
-        return {
-            "dense_vecs": result.dense,
-            "lexical_weights": sparse and [{str(token): weight for token, weight in row.items()} for row in sparse],
-            "colbert_vecs": None if result.colbert is None else list(result.colbert),
-        }
-
-    def compute_similarity(
-        self, query_embedding: Sequence[float], doc_embeddings: Sequence[Sequence[float]]
-    ) -> list[float]:
-        """Return the cosine of a dense query vector with each of the documents'.
+        ``dense_vecs`` is float32 of shape (texts, dimension), ``colbert_vecs`` a list of (tokens - 1, dimension).
+        Lexical weights are dicts of token id as text, or of the token itself with ``token_strings``, to plain floats,
+        so that they are JSON as they stand. ``truncated`` has one flag per text.
 
         Raises:
-            RequestError: Shapes differ, or a vector is zero, which has no direction.
+            RequestError: As :meth:`embed_multi`.
         """
-        query = np.asarray(query_embedding, dtype=np.float64)
-        if not len(doc_embeddings):
-            return []
-        widths = {len(document) for document in doc_embeddings}
-        if query.ndim != 1 or widths != {len(query)}:
-            msg = f"compute_similarity: a query of shape {query.shape}, documents of length {sorted(widths)}"
-            raise RequestError(msg)
-        documents = np.asarray(doc_embeddings, dtype=np.float64)
-        norms = np.linalg.norm(documents, axis=1) * np.linalg.norm(query)
-        if not np.all(norms > 0):
-            raise RequestError("compute_similarity: a zero vector has no direction")
-        similarities: list[float] = (documents @ query / norms).tolist()
-        return similarities
-
-    def get_embedding_dimension(self) -> int:
-        """Return the length of a dense vector, from the folder's config."""
-        return self.dimension
-
-    def get_model_info(self) -> dict[str, object]:
-        """Return what was loaded as a plain dict."""
-        settings = self._settings
-        own = {
-            "model_path": self._info.directory,
-            "embedding_dimension": self.dimension,
-            "max_length": self._info.limit,
+        result = self.embed_multi(texts, dense=return_dense, sparse=return_sparse, colbert=return_colbert_vecs)
+        warn_of_truncation(self._info, result.truncated_count, len(texts))
+        sparse = result.sparse
+        name = self.token_strings if token_strings else _id_strings
+        return {
+            "dense_vecs": result.dense,
+            "lexical_weights": None if sparse is None else [name(row) for row in sparse],
+            "colbert_vecs": None if result.colbert is None else list(result.colbert),
+            "truncated": list(result.truncated),
         }
-        return {**asdict(self._info), **own, "batch_size": settings.batch_size, "use_fp16": settings.use_fp16}
 
-    def _check_asked(self, *, dense: bool, sparse: bool, colbert: bool) -> None:
-        if not (dense or sparse or colbert):
+    def token_strings(self, weights: Mapping[int, float]) -> dict[str, float]:
+        """Return lexical weights by token instead of by id; a leading ``\u2581`` marks the begin of a word."""
+        tokens = self._reader.tokenizer.convert_ids_to_tokens(list(weights))
+        return dict(zip(tokens, weights.values(), strict=True))
+
+    def compute_similarity(
+        self,
+        query_embedding: Dense | Lexical | PerToken,
+        doc_embeddings: Sequence[Dense | Lexical | PerToken],
+    ) -> list[float]:
+        """Return the score of a query with each document, all of one kind.
+
+        Dense vectors give cosines, lexical weights the sum of products over shared tokens, ColBERT vectors the mean
+        over the query's tokens of the best product.
+
+        Raises:
+            RequestError: Kinds or shapes differ, numbers aren't finite, or a dense vector is zero.
+        """
+        return similarity(query_embedding, doc_embeddings)
+
+    def _compute(
+        self, inputs: Sequence[EmbeddingInput], modes: Sequence[Mode], progress: Progress | None
+    ) -> MultiEmbeddings:
+        return self._engine.compute(inputs, modes, progress)
+
+    def _check_asked(self, modes: Sequence[Mode]) -> None:
+        if not modes:
             raise RequestError("nothing asked for: choose dense, sparse or colbert")
-        for name, asked, key in (("sparse", sparse, "return_sparse"), ("colbert", colbert, "return_colbert_vecs")):
-            if asked and f"{name}_linear" not in self._heads:
-                msg = f"model {self._info.name!r} was loaded without its {name} head"
-                raise RequestError(msg, param=name, hint=f"set {key}: true in the model's settings")
-
-    def _dense(self, batch: HiddenStates) -> Vectors:
-        return _to_numpy(self._normalized(batch.states[:, 0]))
-
-    def _sparse(self, batch: HiddenStates, rows: Sequence[TokenRow]) -> list[Mapping[int, float]]:
-        found = torch.relu(self._heads["sparse_linear"](batch.states)).squeeze(-1).float().cpu().tolist()
-        return [self._lexical(rows[index].ids, weights) for index, weights in zip(batch.rows, found, strict=True)]
-
-    def _lexical(self, ids: Sequence[int], weights: Sequence[float]) -> Mapping[int, float]:
-        largest: dict[int, float] = {}
-        for token, weight in zip(ids, weights, strict=False):  # the weights go on over the padding
-            if weight > largest.get(token, 0.0) and token not in self._silent_ids:
-                largest[token] = weight
-        return largest
-
-    def _colbert(self, batch: HiddenStates) -> list[Vectors]:
-        found = _to_numpy(self._normalized(self._heads["colbert_linear"](batch.states[:, 1:])))
-        return [row[: length - 1].copy() for row, length in zip(found, batch.lengths(), strict=True)]
-
-    def _normalized(self, vectors: torch.Tensor) -> torch.Tensor:
-        if not self._settings.normalize_embeddings:
-            return vectors
-        return torch.nn.functional.normalize(vectors, dim=-1)
+        missing = next((mode for mode in modes if mode not in self._features), None)
+        if missing:
+            key = {"sparse": "return_sparse", "colbert": "return_colbert_vecs"}[missing]
+            msg = f"model {self._info.name!r} was loaded without its {missing} head"
+            raise RequestError(msg, param=missing, hint=f"set {key}: true in the model's settings")
 
 
-def _spread(items: Sequence[T], rows: tuple[int, ...], into: list[T]) -> None:
-    for index, item in zip(rows, items, strict=True):
-        into[index] = item
+BGEM3OfflineAdapter = BgeM3Adapter
+"""The name that the guide for RAGTrace gives it."""
 
 
-def _to_numpy(tensor: torch.Tensor) -> Vectors:
-    array: Vectors = tensor.float().cpu().numpy()
-    return array
-
-
-def _read_head(directory: Path, name: str, model: str) -> dict[str, torch.Tensor]:
-    safe, pickled = directory / f"{name}.safetensors", directory / f"{name}.pt"
-    path = safe if safe.exists() else pickled
-    if not path.exists():
-        key = {"sparse_linear": "return_sparse", "colbert_linear": "return_colbert_vecs"}[name]
-        msg = f"model {model!r}: {directory} has neither {safe.name} nor {pickled.name}, a head of BGE-M3"
-        raise AdapterError(msg, hint=f"fetch the whole folder, or set {key}: false to do without")
-    try:
-        state = load_file(safe) if path == safe else torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise AdapterError(f"model {model!r}: {path} can't be read: {error}") from error
-    return dict(state)
-
-
-def _make_head(state: Mapping[str, torch.Tensor], name: str, width: int, *, model: str) -> torch.nn.Linear:
-    weight, bias = state.get("weight"), state.get("bias")
-    rows = 1 if name == "sparse_linear" else width
-    if weight is None or bias is None or tuple(weight.shape) != (rows, width) or tuple(bias.shape) != (rows,):
-        found = {key: tuple(value.shape) for key, value in state.items()}
-        msg = f"model {model!r}: {name} has {found}, expected weight ({rows}, {width}) and bias ({rows},)"
-        raise AdapterError(msg, hint="the head belongs to another model")
-    head = torch.nn.Linear(width, rows, device="meta")
-    head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
-    return head.eval().requires_grad_(requires_grad=False)
-
-
-def _silent_ids(encoder: TextEncoder) -> frozenset[int]:
-    tokens = (getattr(encoder.tokenizer, name, None) for name in _SILENT_TOKENS)
-    return frozenset(int(encoder.tokenizer.convert_tokens_to_ids(token)) for token in tokens if token is not None)
+def _id_strings(weights: Mapping[int, float]) -> dict[str, float]:
+    return {str(token): weight for token, weight in weights.items()}

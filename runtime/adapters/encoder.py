@@ -12,6 +12,8 @@ from manifests.errors import AdapterError
 from runtime.adapters.base import EmbeddingInput, RequestError
 from runtime.adapters.batching import plan_batches
 from runtime.adapters.hardware import is_out_of_memory
+from runtime.adapters.onednn import use_onednn
+from runtime.adapters.quantize import quantize_linears
 from runtime.adapters.settings import EmbedderSettings
 
 _NO_LIMIT: Final = 1 << 20  # tokenizers without a limit say 10**30
@@ -48,88 +50,57 @@ class HiddenStates:
         return [int(count) for count in self.mask.sum(dim=1).tolist()]
 
 
-class TextEncoder:
-    """A transformer encoder with its tokenizer.
+class TokenReader:
+    """A folder's own tokenizer and its limit: texts to token rows, each text read once.
 
     Args:
-        directory: The folder of weights, config and tokenizer.
+        directory: The folder of config and tokenizer.
         model: The model's name, for messages.
-        device: Where to compute.
-        dtype: What to compute in.
+        asked: The longest input in tokens that the settings ask for.
         declared: The longest input in tokens, special ones included, as the folder declares it beside its config.
-        settings: Lengths and batch sizes asked for.
 
     Attributes:
         limit: The longest input in tokens, special ones included; longer ones are cut.
 
     Raises:
-        AdapterError: transformers can't load the folder, or ``max_length`` is beyond its positions.
+        AdapterError: transformers can't load the folder, or ``asked`` is beyond its positions.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        model: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        settings: EmbedderSettings,
-        declared: int | None = None,
-    ) -> None:
+    def __init__(self, directory: Path, *, model: str, asked: int | None, declared: int | None = None) -> None:
         self.name = model
-        self.device = device
-        self.budget = settings.batch_tokens or (1024 if device.type == "cpu" else 16384)
-        self.rows = settings.batch_size
-        load_pretrained(AutoConfig.from_pretrained, directory, model=model)  # names an unknown architecture best
+        config = load_pretrained(AutoConfig.from_pretrained, directory, model=model)
         self.tokenizer = load_pretrained(AutoTokenizer.from_pretrained, directory, model=model)
-        network = load_pretrained(
-            AutoModel.from_pretrained, directory, model=model, dtype=dtype, attn_implementation="sdpa"
-        )
-        self.network = network.to(device).eval()
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
-        self.vocabulary = int(network.config.vocab_size)
+        self.vocabulary = int(config.vocab_size)
         longest = int(self.tokenizer.model_max_length)
-        asked = settings.max_length
-        self.limit = resolve_limit(network.config, longest, declared=declared, asked=asked, model=model)
+        self.limit = resolve_limit(config, longest, declared=declared, asked=asked, model=model)
 
-    @property
-    def width(self) -> int:
-        """The length of a hidden state."""
-        return int(self.network.config.hidden_size)
-
-    def tokenize(self, inputs: Sequence[EmbeddingInput]) -> list[TokenRow]:
+    def read(self, inputs: Sequence[EmbeddingInput]) -> list[TokenRow]:
         """Turn inputs into token rows of at most ``limit`` tokens, in order.
 
         Raises:
             RequestError: Not valid Unicode, no token at all, or a token id that isn't in the vocabulary.
         """
         texts = [check_text(item, index) for index, item in enumerate(inputs) if isinstance(item, str)]
-        rows = iter(self._tokenize_texts(texts))
+        rows = iter(self._read_texts(texts))
         return [
             next(rows) if isinstance(item, str) else self._check_ids(item, index) for index, item in enumerate(inputs)
         ]
 
-    def forward(self, rows: Sequence[TokenRow]) -> Iterator[HiddenStates]:
-        """Yield hidden states batch by batch, longest rows first; every row comes exactly once.
+    def _read_texts(self, texts: list[str]) -> list[TokenRow]:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return [self._read_slowly(text) for text in texts]
+        backend.no_padding()
+        backend.enable_truncation(max_length=self.limit)
+        found = backend.encode_batch_fast(texts)
+        return [TokenRow(ids=tuple(item.ids), truncated=bool(item.overflowing)) for item in found]
 
-        Raises:
-            AdapterError: One row alone doesn't fit into memory.
-        """
-        for batch in plan_batches([len(row.ids) for row in rows], budget=self.budget, rows=self.rows):
-            yield from self._forward_halving(rows, batch)
-
-    def _tokenize_texts(self, texts: list[str]) -> list[TokenRow]:
-        if not texts:
-            return []
-        found = self.tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
-        return [
-            self._cut(text, ids) if len(ids) > self.limit else TokenRow(ids=tuple(ids), truncated=False)
-            for text, ids in zip(texts, found, strict=True)
-        ]
-
-    def _cut(self, text: str, ids: list[int]) -> TokenRow:
-        cut = self.tokenizer(text, truncation=True, max_length=self.limit, padding=False, verbose=False)["input_ids"]
-        return TokenRow(ids=tuple(cut), truncated=len(cut) < len(ids))
+    def _read_slowly(self, text: str) -> TokenRow:
+        """Read with a tokenizer that is Python, and so can't say whether it cut."""
+        whole = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        ids = self.tokenizer(text, truncation=True, max_length=self.limit)["input_ids"]
+        return TokenRow(ids=tuple(ids), truncated=len(ids) < len(whole))
 
     def _check_ids(self, ids: Sequence[int], index: int) -> TokenRow:
         if not ids:
@@ -141,6 +112,67 @@ class TextEncoder:
                 msg, param="input", hint="tokens must come from this model's own tokenizer; or send text"
             )
         return TokenRow(ids=tuple(ids[: self.limit]), truncated=len(ids) > self.limit)
+
+
+class TextEncoder:
+    """A transformer encoder behind its :class:`TokenReader`.
+
+    Args:
+        directory: The folder of weights.
+        reader: Its tokenizer and limit.
+        device: Where to compute.
+        dtype: What to compute in.
+        settings: Batch sizes, and whether to multiply in 8 bits.
+
+    Raises:
+        AdapterError: transformers can't load the folder.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        reader: TokenReader,
+        device: torch.device,
+        dtype: torch.dtype,
+        settings: EmbedderSettings,
+    ) -> None:
+        self.name = reader.name
+        self.device = device
+        self.budget = settings.batch_tokens or (1024 if device.type == "cpu" else 16384)
+        self.rows = settings.batch_size
+        network = load_pretrained(
+            AutoModel.from_pretrained, directory, model=self.name, dtype=dtype, attn_implementation="sdpa"
+        )
+        self.network = network.to(device).eval()
+        if settings.int8:
+            quantize_linears(self.network)
+        elif device.type == "cpu" and dtype == torch.float32:
+            use_onednn(self.network)
+        self.pad_id = reader.pad_id
+
+    @property
+    def width(self) -> int:
+        """The length of a hidden state."""
+        return int(self.network.config.hidden_size)
+
+    def forward(
+        self, rows: Sequence[TokenRow], progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[HiddenStates]:
+        """Yield hidden states batch by batch, longest rows first; every row comes exactly once.
+
+        ``progress`` is told after each batch how many rows are done, and of how many.
+
+        Raises:
+            AdapterError: One row alone doesn't fit into memory.
+        """
+        done = 0
+        for planned in plan_batches([len(row.ids) for row in rows], budget=self.budget, rows=self.rows):
+            for batch in self._forward_halving(rows, planned):
+                yield batch
+                done += len(batch.rows)
+                if progress:
+                    progress(done, len(rows))
 
     def _forward_halving(self, rows: Sequence[TokenRow], batch: tuple[int, ...]) -> Iterator[HiddenStates]:
         try:

@@ -16,11 +16,11 @@ SECTIONS: Final = frozenset({"generation", "optimization", "batch_processing", "
 REFUSED: Final[Mapping[str, str]] = {
     "gradient_checkpointing": "it is a training option and has no effect on inference",
     "trust_remote_code": "code from a model folder is never run; the architecture must be one that transformers has",
-    "enable_cache": "this version has no embedding cache",
-    "cache_size": "this version has no embedding cache",
-    "clear_cache_interval": "this version has no embedding cache",
-    "enable_batching": "this version answers one generation at a time; embeddings are always batched",
-    "max_batch_size": "this version answers one generation at a time",
+    "enable_cache": "embeddings have a cache, generated text has none",
+    "cache_size": "embeddings have a cache, generated text has none",
+    "clear_cache_interval": "the cache makes room whenever vectors are stored; cache_size and cache_bytes limit it",
+    "enable_batching": "it is for generators; embeddings are always batched",
+    "max_batch_size": "it is for generators; batch_size and batch_tokens limit a batch of texts to embed",
     "attn_implementation": "SDPA is always used; use_flash_attention asks for flash attention on CUDA",
     "do_sample": "temperature decides: 0 is greedy, above 0 samples",
     "tokenizer": "the tokenizer is the folder's own, never a substitute",
@@ -52,45 +52,76 @@ class EmbedderSettings(CommonSettings):
 
     ``max_length`` cuts inputs at so many tokens (None: the folder's own limit). A batch holds at most ``batch_size``
     texts (None: no limit) and ``batch_tokens`` tokens, padding included (None: 1,024 on a CPU, 16,384 elsewhere).
-    ``use_fp16`` is FlagEmbedding's: float16 on an accelerator, no effect on a CPU.
+    ``use_fp16`` is FlagEmbedding's: float16 on an accelerator, no effect on a CPU. ``int8`` multiplies 8-bit integers
+    on a CPU: faster, not exact; :mod:`runtime.adapters.agreement` says how far off.
+
+    ``enable_cache`` keeps vectors on disk: None does as the variable ENABLE_MODEL_CACHE says, and nothing without it.
+    The file lies in ``cache_dir`` (None: CACHE_DIR, else the user's cache folder) and holds at most ``cache_bytes``
+    bytes and ``cache_size`` vectors (None: any number); what was used least recently makes room.
     """
 
     use_fp16: bool = False
+    int8: bool = False
     max_length: int | None = None
     batch_size: int | None = None
     batch_tokens: int | None = None
+    enable_cache: bool | None = None
+    cache_dir: str | None = None
+    cache_bytes: int = 1 << 30
+    cache_size: int | None = None
 
     def check(self) -> None:
         """Raise ``ValueError`` with key and reason where a value is out of range."""
         CommonSettings.check(self)
-        for key in ("max_length", "batch_size", "batch_tokens"):
+        for key in ("max_length", "batch_size", "batch_tokens", "cache_bytes", "cache_size"):
             _at_least(key, getattr(self, key), 1)
         if self.use_fp16 and self.dtype not in {"auto", "float16"}:
             raise ValueError(f"use_fp16: true contradicts dtype {self.dtype!r}")
+        if self.int8 and self.device not in {"auto", "cpu"}:
+            raise ValueError(f"int8: for a CPU only, contradicts device {self.device!r}; use_fp16 is for accelerators")
+        if self.int8 and self.dtype not in {"auto", "float32"}:
+            raise ValueError(f"int8: true contradicts dtype {self.dtype!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceTransformerSettings(EmbedderSettings):
-    """``normalize_embeddings`` None does as modules.json declares; true adds, false leaves out the step."""
+    """``normalize_embeddings`` None does as modules.json declares; true adds, false leaves out the step.
+
+    ``prompt_name`` chooses one of the folder's prompts to be put before every text; None does as the folder declares.
+    """
 
     normalize_embeddings: bool | None = None
+    prompt_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BgeM3Settings(EmbedderSettings):
-    """``return_*`` say what the model may be asked for; with both heads off, a folder without heads loads."""
+    """``return_*`` say what the model may be asked for; with both heads off, a folder without heads loads.
+
+    ``backend`` flagembedding has FlagEmbedding do the sums, where the release has it installed.
+    """
 
     normalize_embeddings: bool = True
     return_dense: bool = True
     return_sparse: bool = True
     return_colbert_vecs: bool = True
-    backend: Literal["transformers"] = "transformers"
+    backend: Literal["transformers", "flagembedding"] = "transformers"
 
     def check(self) -> None:
         """Raise ``ValueError`` with key and reason where a value is out of range."""
         EmbedderSettings.check(self)
         if not self.return_dense:
             raise ValueError("return_dense: false leaves /v1/embeddings nothing to answer with")
+        if self.backend == "flagembedding":
+            self._check_flagembedding()
+
+    def _check_flagembedding(self) -> None:
+        if self.batch_tokens is not None:
+            raise ValueError("batch_tokens: backend 'flagembedding' counts texts, use batch_size")
+        if self.int8:
+            raise ValueError("int8: backend 'flagembedding' has none")
+        if self.dtype not in {"auto", "float32"}:
+            raise ValueError(f"dtype: backend 'flagembedding' has no {self.dtype!r}, use_fp16 chooses float16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +130,9 @@ class CausalLmSettings(CommonSettings):
 
     ``max_length`` limits the context, prompt and answer together, below what the folder's config allows.
     ``chat_template_kwargs`` are passed to the chat template, such as ``skip_reasoning`` of HyperCLOVA X Think.
+    ``max_batch_size`` answers are made together at most, with ``max_batch_tokens`` tokens in their caches (None: 16,384
+    on a CPU, 131,072 elsewhere); ``enable_batching`` false makes them one by one. ``int8`` multiplies 8-bit integers on
+    a CPU: faster, not exact.
     """
 
     max_length: int | None = None
@@ -113,15 +147,26 @@ class CausalLmSettings(CommonSettings):
     use_flash_attention: bool = False
     load_in_8bit: bool = False
     load_in_4bit: bool = False
+    int8: bool = False
+    enable_batching: bool = True
+    max_batch_size: int = 8
+    max_batch_tokens: int | None = None
 
     def check(self) -> None:
         """Raise ``ValueError`` with key and reason where a value is out of range."""
         CommonSettings.check(self)
         _at_least("max_length", self.max_length, 2)
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        for key in ("max_new_tokens", "max_batch_size", "max_batch_tokens"):
+            _at_least(key, getattr(self, key), 1)
         check_sampling(self.temperature, self.top_p, self.repetition_penalty)
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("load_in_4bit: contradicts load_in_8bit, choose one")
+        if self.int8 and (self.load_in_8bit or self.load_in_4bit):
+            raise ValueError("int8: for a CPU, contradicts load_in_8bit and load_in_4bit, which are for CUDA")
+        if self.int8 and self.device not in {"auto", "cpu"}:
+            raise ValueError(f"int8: for a CPU only, contradicts device {self.device!r}; load_in_8bit is for CUDA")
+        if self.int8 and self.dtype not in {"auto", "float32"}:
+            raise ValueError(f"int8: true contradicts dtype {self.dtype!r}")
 
 
 def check_sampling(temperature: float, top_p: float, repetition_penalty: float) -> None:
@@ -145,7 +190,7 @@ def parse_settings(config: ModelConfig, kind: type[S]) -> S:
     hints = get_type_hints(kind)
     known = [item.name for item in dataclasses.fields(kind)]
     values: dict[str, Any] = {}  # Any: each value was coerced to its field's own type
-    for key, value in _flat(config):
+    for key, value in flat_settings(config):
         if key not in hints:
             raise _unknown(config, key, known)
         if key in values:
@@ -162,7 +207,8 @@ def parse_settings(config: ModelConfig, kind: type[S]) -> S:
     return settings
 
 
-def _flat(config: ModelConfig) -> Iterator[tuple[str, JSON]]:
+def flat_settings(config: ModelConfig) -> Iterator[tuple[str, JSON]]:
+    """Yield a model's settings as they are written, without the headings that group them."""
     for key, value in config.settings.items():
         if key in SECTIONS and isinstance(value, Mapping):
             yield from value.items()

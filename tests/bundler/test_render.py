@@ -34,8 +34,13 @@ def settings_text(settings: Mapping[str, Json]) -> str:
 
 
 def test_the_files_of_a_bundle() -> None:
-    assert list(render_payload(subject())) == ["bootstrap/install.sh", "docs/INSTALL.md", "config/offline.env"]
-    assert list(render_payload(subject(model(), model("hcx", "hcx"))))[3:] == [
+    assert list(render_payload(subject())) == [
+        "bootstrap/install.sh",
+        "bootstrap/Dockerfile.offline",
+        "docs/INSTALL.md",
+        "config/offline.env",
+    ]
+    assert list(render_payload(subject(model(), model("hcx", "hcx"))))[4:] == [
         "config/sealift.service",
         "config/bge_m3.yaml",
         "config/hcx.yaml",

@@ -5,8 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from bundler.sandbox import find_isolation
-from tests.factories import make_key
-from tests.factories_cli import ROOT, write_spec
-from tests.factories_models import make_bert, make_hyperclovax, make_llama, make_xlmr
+from tests.factories_cli import ROOT
+from tests.factories_models import make_xlmr
+from tests.slow.conftest import HEADS, Built
 
 pytestmark = [pytest.mark.slow, pytest.mark.models]
-ADAPTERS = {"xlmr": "bge-m3", "bert": "sentence-transformer", "llama": "causal-lm", "hcx": "hcx"}
-HEADS = ("sparse_linear", "colbert_linear")
 PLAY = """
 import json, sys
 from pathlib import Path
@@ -38,66 +34,6 @@ with serving(stage, 8000, told.append) as address:
 print(json.dumps(answers))
 """
 TEXTS = ["the quick brown fox", "a ship carries sealed goods"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
-    """A bundle of the four models, and the folder where it was made."""
-
-    folder: Path
-    bundle: Path
-    kit: Path
-
-    @property
-    def lock(self) -> dict[str, Any]:
-        """The lock as it was written."""
-        document: dict[str, Any] = json.loads((self.folder / "demo.lock").read_text())
-        return document
-
-
-def pickle_heads(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Turn BGE-M3's heads into what its authors publish; return the tensors."""
-    heads = {}
-    for name in HEADS:
-        heads[name] = load_file(folder / f"{name}.safetensors")
-        torch.save(heads[name], folder / f"{name}.pt")
-        (folder / f"{name}.safetensors").unlink()
-    return heads
-
-
-def bundler(folder: Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":
-    """Run a command with the tester's own indexes and cache, since PyTorch is large."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bundler.cli", *map(str, words)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """See :class:`Built`; the build rehearsed it."""
-    folder = tmp_path_factory.mktemp("models")
-    pickle_heads(make_xlmr(folder / "xlmr"))
-    make_bert(folder / "bert")
-    make_llama(folder / "llama")
-    make_hyperclovax(folder / "hcx")
-    models = "".join(
-        f'[[model]]\nname = "{name}"\nsource = "dir:{name}"\nadapter = "{adapter}"\n'
-        for name, adapter in ADAPTERS.items()
-    )
-    write_spec(folder / "demo.toml", "torch==2.13.0", more=models)
-    key = make_key(folder / "release", seed=b"M" * 32)
-    bundler(folder, "lock", "demo.toml")
-    done = bundler(folder, "build", "demo.toml", "--output", "out", "--key", key.path, "--json")
-    assert "... rehearse in a " in done.stderr
-    document = json.loads(done.stdout)
-    return Built(folder=folder, bundle=folder / document["bundle"], kit=folder / document["kit"])
 
 
 def test_pickled_heads_travel_as_safetensors_with_their_origin(built: Built) -> None:

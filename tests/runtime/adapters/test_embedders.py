@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 from manifests.errors import AdapterError
 from runtime.adapters import load_adapter
 from runtime.adapters.base import JSON, Embedder, ModelConfig, MultiEmbedder, RequestError
-from runtime.adapters.bge_m3 import BgeM3Adapter
+from runtime.adapters.bge_m3 import BgeM3Adapter, BGEM3OfflineAdapter
+from runtime.adapters.m3_engine import TransformersEngine
 from runtime.adapters.sentence_transformer import SentenceTransformerAdapter
 from tests.factories_models import CORPUS, write_json, write_modules
 
@@ -26,6 +28,11 @@ TEXTS = ["", "fox", "대한민국의 수도는 서울이다", "🎉 ship", "  th
 
 def load(directory: Path, adapter: str = "sentence-transformer", **settings: JSON) -> Any:  # noqa: ANN401 - any adapter
     return load_adapter(ModelConfig(name="m", adapter=adapter, directory=directory, settings=settings))
+
+
+def engine_of(adapter: BgeM3Adapter) -> TransformersEngine:
+    assert isinstance(adapter._engine, TransformersEngine)
+    return adapter._engine
 
 
 def hidden(directory: Path, text: str, limit: int) -> tuple[torch.Tensor, list[int]]:
@@ -138,7 +145,7 @@ def test_m3_by_hand(m3: BgeM3Adapter, xlmr: Path) -> None:
 
 def test_m3_one_forward_for_all_three(m3: BgeM3Adapter) -> None:
     calls: list[int] = []
-    hook = m3._encoder.network.register_forward_hook(lambda *_: calls.append(1))
+    hook = engine_of(m3).encoder.network.register_forward_hook(lambda *_: calls.append(1))
     try:
         m3.embed_multi(["the cat", "a ship"], sparse=True, colbert=True)
     finally:
@@ -147,10 +154,11 @@ def test_m3_one_forward_for_all_three(m3: BgeM3Adapter) -> None:
 
 
 def test_no_mask_when_nothing_is_padded(m3: BgeM3Adapter) -> None:
-    rows = m3._encoder.tokenize(["the cat", "the dog", "the cat sleeps"])
-    masks = {batch.rows: batch.mask for batch in m3._encoder.forward(rows[:2])}
+    rows = m3._reader.read(["the cat", "the dog", "the cat sleeps"])
+    encoder = engine_of(m3).encoder
+    masks = {batch.rows: batch.mask for batch in encoder.forward(rows[:2])}
     assert masks == {(0, 1): None}
-    padded = next(iter(m3._encoder.forward(rows)))
+    padded = next(iter(encoder.forward(rows)))
     assert padded.mask is not None
     assert padded.lengths() == [5, 4, 4]
 
@@ -167,7 +175,8 @@ def test_m3_public_interface(xlmr: Path) -> None:
     assert similarities[1] == pytest.approx(float(np.dot(query, documents[1])), abs=1e-5)
     assert adapter.get_embedding_dimension() == 32
     multi = adapter.get_multi_embeddings(["the cat"], return_sparse=True)
-    assert set(multi) == {"dense_vecs", "lexical_weights", "colbert_vecs"}
+    assert set(multi) == {"dense_vecs", "lexical_weights", "colbert_vecs", "truncated"}
+    assert multi["truncated"] == [False]
     assert multi["colbert_vecs"] is None
     assert json.loads(json.dumps(multi["lexical_weights"])) == multi["lexical_weights"]
     info = adapter.get_model_info()
@@ -247,10 +256,10 @@ def test_modules_and_poolings_that_are_not_known(bert: Path, tmp_path: Path) -> 
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_lasttoken": True})
     with pytest.raises(AdapterError, match="pooling pooling_mode_lasttoken isn't one this adapter has"):
         load(folder)
-    kinds = ("Transformer", "Pooling", "Dense")
+    kinds = ("Transformer", "Pooling", "LSTM")
     modules = [{"path": "" if kind == "Transformer" else kind, "type": f"x.{kind}"} for kind in kinds]
     write_json(folder / "modules.json", modules)
-    with pytest.raises(AdapterError, match=r"^model 'm': modules.json declares Transformer, Pooling, Dense$"):
+    with pytest.raises(AdapterError, match=r"^model 'm': modules.json declares Transformer, Pooling, LSTM$"):
         load(folder)
 
 
@@ -285,7 +294,7 @@ def test_nothing_in_nothing_out(m3: BgeM3Adapter) -> None:
 
 def test_out_of_memory_halves_the_batch_and_gives_up_at_one(xlmr: Path, m3: BgeM3Adapter) -> None:
     adapter = load(xlmr, "bge-m3")
-    encoder = adapter._encoder
+    encoder = engine_of(adapter).encoder
     whole, sizes = encoder.network, []
 
     def scarce(limit: int) -> Any:  # noqa: ANN401 - stands for the network
@@ -312,3 +321,78 @@ def test_out_of_memory_halves_the_batch_and_gives_up_at_one(xlmr: Path, m3: BgeM
     encoder.network = Scarce(0)
     with pytest.raises(AdapterError, match=r"^model 'm': out of memory on one input of 4 tokens$"):
         adapter.embed(["the cat"])
+
+
+def test_the_guides_name_and_defaults(xlmr: Path) -> None:
+    adapter = BGEM3OfflineAdapter(str(xlmr))
+    info = adapter.get_model_info()
+    assert (info["max_length"], info["batch_size"], info["use_fp16"]) == (128, 12, True)
+    assert adapter.info.limit == 128  # 8192 is the most, and the folder allows 128
+    with pytest.raises(AdapterError, match=r"^model '.*': settings: devise: adapter 'bge-m3' has no such setting$"):
+        BGEM3OfflineAdapter(str(xlmr), devise="cpu")
+
+
+def test_lexical_weights_by_token_on_request(m3: BgeM3Adapter) -> None:
+    texts = ["the cat", "대한민국의 수도는 서울이다"]
+    by_id = m3.get_multi_embeddings(texts, return_dense=False, return_sparse=True)["lexical_weights"]
+    by_token = m3.get_multi_embeddings(texts, return_sparse=True, token_strings=True)["lexical_weights"]
+    assert isinstance(by_id, list)
+    assert isinstance(by_token, list)
+    assert json.loads(json.dumps(by_token)) == by_token
+    tokenizer = AutoTokenizer.from_pretrained(m3.info.directory, local_files_only=True)
+    for ids, tokens in zip(by_id, by_token, strict=True):
+        assert {tokenizer.convert_tokens_to_ids(token): weight for token, weight in tokens.items()} == {
+            int(token): weight for token, weight in ids.items()
+        }
+    assert any(token.startswith("▁") for token in by_token[0] | by_token[1])
+
+
+@pytest.mark.parametrize("length", [1, 5, 126, 127, 128, 129, 400])
+def test_long_texts_are_cut_as_transformers_cuts_them(m3: BgeM3Adapter, length: int) -> None:
+    text = " ".join(["the"] * length)
+    (row,) = m3._reader.read([text])
+    tokenizer = AutoTokenizer.from_pretrained(m3.info.directory, local_files_only=True)
+    assert list(row.ids) == tokenizer(text, truncation=True, max_length=128)["input_ids"]
+    assert row.truncated == (length + 2 > 128)
+
+
+def test_cut_texts_are_reported(m3: BgeM3Adapter, caplog: pytest.LogCaptureFixture) -> None:
+    long = "the quick brown fox " * 60
+    assert m3.embed(["fox", long]).truncated == (False, True)
+    assert m3.get_multi_embeddings([long, "fox"], return_sparse=True)["truncated"] == [True, False]
+    assert caplog.messages == ["model m3: 1 of 2 texts were cut to 128 tokens"]
+    m3.embed_documents([long])
+    assert caplog.messages[1:] == ["model m3: 1 of 1 texts were cut to 128 tokens"]
+
+
+def test_progress_is_told_after_each_batch(xlmr: Path) -> None:
+    told: list[tuple[int, int]] = []
+    load(xlmr, "bge-m3", batch_size=2).embed_documents(["a", "b", "c", "d", "e"], progress=lambda *at: told.append(at))
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_one_text_where_a_list_is_expected(m3: BgeM3Adapter) -> None:
+    with pytest.raises(TypeError, match=r"^embed_documents: expected a list of texts, got one text"):
+        m3.embed_documents("the cat")
+
+
+def test_flagembedding_that_is_not_there(xlmr: Path) -> None:
+    with pytest.raises(AdapterError) as caught:
+        load(xlmr, "bge-m3", backend="flagembedding")
+    assert caught.value.message.startswith("model 'm': settings: backend: FlagEmbedding can't be imported beside tra")
+    assert caught.value.message.endswith(": No module named 'FlagEmbedding'")
+    assert "transformers<5.24" in str(caught.value.hint)
+
+
+def test_langchain_that_is_not_there(m3: BgeM3Adapter) -> None:
+    with pytest.raises(AdapterError) as caught:
+        m3.as_langchain()
+    assert caught.value.message == "model 'm3': LangChain needs langchain_core, which isn't installed here"
+    assert caught.value.hint == "add langchain-core to the bundle's requirements"
+
+
+def test_threads_take_turns(m3: BgeM3Adapter) -> None:
+    texts = [f"the cat {word}" for word in " ".join(CORPUS).split()]
+    expected = [m3.embed_query(text) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(m3.embed_query, texts)) == expected

@@ -115,10 +115,41 @@ def test_settings_take_sections_decimal_strings_and_lists() -> None:
         ),
         ({"max_length": 8, "performance": {"max_length": 9}}, "model 'm': settings: max_length: written twice", None),
         (
-            {"backend": "flagembedding"},
-            "model 'm': settings: backend: expected transformers, got 'flagembedding'",
+            {"backend": "onnx"},
+            "model 'm': settings: backend: expected transformers or flagembedding, got 'onnx'",
             None,
         ),
+        (
+            {"backend": "flagembedding", "batch_tokens": 512},
+            "model 'm': settings: batch_tokens: backend 'flagembedding' counts texts, use batch_size",
+            None,
+        ),
+        (
+            {"backend": "flagembedding", "int8": True},
+            "model 'm': settings: int8: backend 'flagembedding' has none",
+            None,
+        ),
+        (
+            {"backend": "flagembedding", "dtype": "bfloat16"},
+            "model 'm': settings: dtype: backend 'flagembedding' has no 'bfloat16', use_fp16 chooses float16",
+            None,
+        ),
+        (
+            {"int8": True, "device": "cuda"},
+            "model 'm': settings: int8: for a CPU only, contradicts device 'cuda'; use_fp16 is for accelerators",
+            None,
+        ),
+        (
+            {"int8": True, "dtype": "bfloat16"},
+            "model 'm': settings: int8: true contradicts dtype 'bfloat16'",
+            None,
+        ),
+        (
+            {"optimization": {"enable_cache": True, "clear_cache_interval": 1000}},
+            f"model 'm': settings: clear_cache_interval: refused: {REFUSED['clear_cache_interval']}",
+            "remove the key",
+        ),
+        ({"cache_size": 0}, "model 'm': settings: cache_size: expected at least 1, got 0", None),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings: dict[str, JSON], message: str, hint: str | None) -> None:

@@ -1,0 +1,11 @@
+"""Every section of the benchmark, in the order in which they run."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from benchmarks.embeddings import EMBEDDINGS
+from benchmarks.rebuilding import REBUILDING
+from benchmarks.sections import CORE, Section
+
+SECTIONS: Final[Mapping[str, Section]] = {**CORE, **REBUILDING, **EMBEDDINGS}
+"""Name -> section."""
