@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from benchmarks.embeddings import EMBEDDINGS
+from benchmarks.fetching import FETCHING
 from benchmarks.rebuilding import REBUILDING
 from benchmarks.sections import CORE, Section
 
-SECTIONS: Final[Mapping[str, Section]] = {**CORE, **REBUILDING, **EMBEDDINGS}
+SECTIONS: Final[Mapping[str, Section]] = {**CORE, **REBUILDING, **FETCHING, **EMBEDDINGS}
 """Name -> section."""

@@ -1,5 +1,6 @@
 """A hub on the loopback: the API that huggingface_hub asks, files with ranges, LFS on another port, and faults."""
 
+import functools
 import hashlib
 import json
 import threading
@@ -17,6 +18,12 @@ SECRET_QUERY: Final = "signature=content-secret"  # noqa: S105 - a loopback's
 def blob_id_of(data: bytes) -> str:
     """Return git's name of a content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+@functools.cache
+def sha256_of(data: bytes) -> str:
+    """Return the sha256 of a content, without reading it twice."""
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +142,8 @@ class _Answer(BaseHTTPRequestHandler):
                 hub.active -= 1
                 hub.lock.notify_all()
 
+    do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
+
     def answer(self) -> None:
         parts = urlsplit(self.path)
         path = unquote(parts.path)
@@ -149,7 +158,7 @@ class _Answer(BaseHTTPRequestHandler):
     def send_content(self, path: str) -> None:
         _, repo_a, repo_b, commit, name = path.split("/", 4)
         data = self.server.hub.repos[f"{repo_a}/{repo_b}"][commit][name]
-        self.send_file(name, data, hashlib.sha256(data).hexdigest())
+        self.send_file(name, data, sha256_of(data))
 
     def send_api(self, rest: str, query: Mapping[str, str]) -> None:
         org, name, *more = rest.split("/", 3)
@@ -190,7 +199,7 @@ class _Answer(BaseHTTPRequestHandler):
         for path, data in hub.repos[repo][commit].items():
             entry: dict[str, object] = {"type": "file", "path": path, "size": len(data), "oid": blob_id_of(data)}
             if path.endswith(LFS_SUFFIXES):
-                sha256 = hashlib.sha256(data).hexdigest()
+                sha256 = sha256_of(data)
                 pointer = {"oid": sha256, "size": len(data), "pointerSize": 130}
                 entry |= {"oid": blob_id_of(sha256.encode()), "lfs": pointer}
             entries.append(entry)
@@ -213,11 +222,12 @@ class _Answer(BaseHTTPRequestHandler):
         data = hub.repos[repo][commit][path]
         if path.endswith(LFS_SUFFIXES):
             location = f"{hub.content}/{repo}/{commit}/{path}?{SECRET_QUERY}"
-            self.reply(302, b"", {"Location": location, "X-Repo-Commit": commit})
+            linked = {"X-Linked-Etag": f'"{sha256_of(data)}"', "X-Linked-Size": str(len(data))}
+            self.reply(302, b"", {"Location": location, "X-Repo-Commit": commit, **linked})
         else:
-            self.send_file(path, data, blob_id_of(data))
+            self.send_file(path, data, blob_id_of(data), {"X-Repo-Commit": commit})
 
-    def send_file(self, path: str, data: bytes, etag: str) -> None:
+    def send_file(self, path: str, data: bytes, etag: str, more: Mapping[str, str] | None = None) -> None:
         hub = self.server.hub
         fault = hub.fault(path, "body") or Fault()
         if fault.status:
@@ -226,7 +236,7 @@ class _Answer(BaseHTTPRequestHandler):
         data, etag = data if fault.body is None else fault.body, f'"{fault.etag or etag}"'
         start, end, status = 0, len(data), 200
         wanted, if_range = self.headers.get("Range", ""), self.headers.get("If-Range", etag)
-        headers = {"ETag": etag}
+        headers = {"ETag": etag, **(more or {})}
         if wanted and not fault.no_ranges and if_range == etag:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, end, status = int(first), min(int(last) + 1, len(data)), 206
@@ -236,7 +246,7 @@ class _Answer(BaseHTTPRequestHandler):
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
-        self.note(status, self.send_body(data[start:end], fault))
+        self.note(status, 0 if self.command == "HEAD" else self.send_body(data[start:end], fault))
 
     def send_body(self, data: bytes, fault: Fault) -> int:
         hub = self.server.hub
@@ -260,7 +270,8 @@ class _Answer(BaseHTTPRequestHandler):
         for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
         self.note(status, 0)
 
     def note(self, status: int, sent: int) -> None:
