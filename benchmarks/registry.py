@@ -5,8 +5,9 @@ from typing import Final
 
 from benchmarks.embeddings import EMBEDDINGS
 from benchmarks.fetching import FETCHING
+from benchmarks.packing import PACKING
 from benchmarks.rebuilding import REBUILDING
 from benchmarks.sections import CORE, Section
 
-SECTIONS: Final[Mapping[str, Section]] = {**CORE, **REBUILDING, **FETCHING, **EMBEDDINGS}
+SECTIONS: Final[Mapping[str, Section]] = {**CORE, **REBUILDING, **FETCHING, **PACKING, **EMBEDDINGS}
 """Name -> section."""

@@ -1,47 +1,65 @@
 """Building a bundle from a lock: compose, pack, rehearse, sign, and the kit beside it."""
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundler.completeness import check_lock_complete
 from bundler.compose import Composition, compose
+from bundler.diff import Described, require_base
 from bundler.keys import Signer, allowed_signers_line, generate_signer
-from bundler.kit import write_kit
+from bundler.kit import CARRIED, write_kit
 from bundler.lock import Lock
 from bundler.pack import Source, file_source, replace_slot, signature_slot, write_bundle
 from bundler.rehearse import rehearse_bundle
+from bundler.relock import closure_roots
 from bundler.selfpack import self_digests
 from bundler.spec import Spec
 from bundler.store import Store
+from bundler.volumes import Delivery
+from manifests.delta import Delta, make_delta
 from manifests.errors import SpecError
 from manifests.files import disk_error
-from manifests.manifest import FileEntry, manifest_digest, parse_manifest
+from manifests.manifest import FileEntry, Manifest, manifest_digest, parse_manifest
 from manifests.pieces import Progress
+from manifests.tarlayout import TarLayout
 
 REHEARSAL_IDENTITY = "rehearsal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """Where to build, who signs (None: nobody), who that is in ``allowed_signers``, and whether to rehearse."""
+    """Where to build, who signs (None: nobody), who that is in ``allowed_signers``, and whether to rehearse.
+
+    ``more_outputs`` are folders on other disks for volumes that ``output`` has no room for; ``volume_size`` is in
+    bytes, None for one tar; ``base`` is the bundle to which a delta is made.
+    """
 
     output: Path
     signer: Signer | None
     identity: str = "builder"
     rehearse: bool = True
+    more_outputs: tuple[Path, ...] = ()
+    volume_size: int | None = None
+    base: Described | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """What a build wrote. ``kit_digest`` is the number for the telephone."""
+    """What a build wrote. ``kit_digest`` is the number for the telephone.
+
+    ``bundle`` is the tar or its first volume, ``volumes`` all of them or nothing, ``size`` in bytes;
+    ``left_out`` counts the files that a delta doesn't carry.
+    """
 
     bundle: Path
     kit: Path
     digest: str
     kit_digest: str
     size: int
+    volumes: tuple[Path, ...] = ()
+    left_out: int = 0
 
 
 def build_bundle(
@@ -65,33 +83,80 @@ def build_bundle(
 
     Raises:
         SpecError: The lock belongs to another spec or another Sealift.
+        SourceError: The locked wheels aren't complete, or not in the store.
+        UsageError: The volume size or the base doesn't fit.
         IntegrityError: The store's content is not what was locked.
         DiskError: No space, no permission.
     """
     check_lock(spec, lock)
+    check_lock_complete(lock, closure_roots(spec, lock), store)
     composition = compose(lock, store)
     manifest = composition.manifest
     data = manifest.encode()
     parse_manifest(data)  # what the closed side would refuse must never be signed
-    _make_output(options.output)
-    final = options.output / f"{manifest.stem}.bundle.tar"
-    with _partial(final) as partial:
+    delta = _delta_of(manifest, options.base)
+    source = payload_source(composition, store)
+    outputs = (options.output, *options.more_outputs)
+    for folder in outputs:
+        _make_output(folder)
+    delivery = Delivery(_tar_name(manifest, options.base), outputs, options.volume_size)
+    try:
         report("pack")
-        rehearsal = generate_signer()
-        slot = signature_slot(rehearsal.sign(data))
-        with progress(manifest.payload_size) as shown:
-            layout = write_bundle(partial, data, manifest.files, _source(composition, store), shown, slot=slot)
-        if options.rehearse:
-            trust = allowed_signers_line(rehearsal.key, REHEARSAL_IDENTITY)
-            rehearse_bundle(partial, trust, report)
-        signer = options.signer
-        slot = signature_slot(signer.sign(data)) if signer else signature_slot()
-        replace_slot(partial, layout.signature_offset, slot, durable=False)
-        partial.replace(final)
-    kit = options.output / f"{manifest.stem}.kit"
+        layout = _deliver(delivery, manifest, delta, source, options, progress=progress, report=report)
+        written = delivery.publish(manifest_digest(data))
+    finally:
+        delivery.discard()
+    kit, signer = options.output / f"{manifest.stem}.kit", options.signer
     trust = allowed_signers_line(signer.key, options.identity) if signer else ""
     kit_digest = write_kit(kit, manifest, _carried(composition), trust)
-    return Built(bundle=final, kit=kit, digest=manifest_digest(data), kit_digest=kit_digest, size=layout.size)
+    return Built(
+        bundle=written[0],
+        kit=kit,
+        digest=manifest_digest(data),
+        kit_digest=kit_digest,
+        size=layout.size,
+        volumes=written if options.volume_size is not None else (),
+        left_out=len(manifest.files) - len(layout.members),
+    )
+
+
+def _deliver(
+    delivery: Delivery,
+    manifest: Manifest,
+    delta: Delta | None,
+    source: Source,
+    options: BuildOptions,
+    *,
+    progress: Callable[[int], contextlib.AbstractContextManager[Progress]],
+    report: Callable[[str], None],
+) -> TarLayout:
+    """Write the bundle with a throw-away signature, rehearse it, and sign it as it will travel."""
+    data, rehearsal = manifest.encode(), generate_signer()
+    carried = manifest.files if delta is None else delta.files(manifest)
+    text = None if delta is None else delta.encode()
+    slot = signature_slot(rehearsal.sign(data))
+    with progress(sum(entry.size for entry in carried)) as shown:
+        layout = write_bundle(delivery.place, data, carried, source, shown, slot=slot, delta=text)
+    if options.rehearse:
+        trust = allowed_signers_line(rehearsal.key, REHEARSAL_IDENTITY)
+        # What a delta leaves out is laid into the rehearsal's store, as its base will have left it.
+        rehearse_bundle(delivery.partial, trust, report, volumes=delivery.folders, base=source)
+    slot = signature_slot(options.signer.sign(data)) if options.signer else signature_slot()
+    replace_slot(delivery.partial, layout.signature_offset, slot, durable=False)
+    return layout
+
+
+def _delta_of(manifest: Manifest, base: Described | None) -> Delta | None:
+    if base is None:
+        return None
+    require_base(manifest, base)
+    return make_delta(manifest, base.manifest, base.digest)
+
+
+def _tar_name(manifest: Manifest, base: Described | None) -> str:
+    return (
+        f"{manifest.stem}.bundle.tar" if base is None else f"{manifest.stem}.from-{base.digest[:12]}.delta.bundle.tar"
+    )
 
 
 def check_lock(spec: Spec, lock: Lock) -> None:
@@ -117,18 +182,9 @@ def _make_output(folder: Path) -> None:
         raise disk_error(error, f"create {folder}") from error
 
 
-@contextlib.contextmanager
-def _partial(final: Path) -> Iterator[Path]:
-    """Yield a name beside ``final`` that is gone afterwards, unless it was renamed."""
-    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+def payload_source(composition: Composition, store: Store) -> Source:
+    """Return what opens every file of a composition, from the store or as it was made."""
 
-
-def _source(composition: Composition, store: Store) -> Source:
     def find(entry: FileEntry) -> Path | bytes:
         made = composition.generated.get(entry.path)
         return store.path(entry.sha256) if made is None else made
@@ -137,4 +193,4 @@ def _source(composition: Composition, store: Store) -> Source:
 
 
 def _carried(composition: Composition) -> dict[str, bytes]:
-    return {name: composition.generated[f"bootstrap/{name}"] for name in ("install.sh", "runtime.pyz")}
+    return {name: composition.generated[f"bootstrap/{name}"] for name in CARRIED}

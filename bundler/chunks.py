@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from manifests.bundle import carried_files
 from manifests.chunkfile import encode_index
 from manifests.digests import BUFFER_SIZE
 from manifests.errors import IntegrityError, UsageError
@@ -17,6 +18,8 @@ from manifests.files import create_exclusive, disk_error, sync_folder, write_all
 from manifests.manifest import parse_manifest
 from manifests.medium import Medium, open_medium
 from manifests.pieces import Piece, Silent, Transfer, pieces_of
+from manifests.reference import Remote
+from manifests.sources import Supply
 
 _LINE: Final = re.compile(r"([0-9a-f]{64})(?:\s.*)?")
 _HINT: Final = "it is what `runtime repair` printed, with or without --json"
@@ -62,18 +65,20 @@ def _json_digests(text: str, where: str) -> list[str]:
         raise UsageError(f"{where}: not the JSON document of runtime repair", hint=_HINT) from None
 
 
-def extract_chunks(bundle: Path, digests: Sequence[str], output: Path) -> Extracted:
-    """Write a repair file with the pieces of ``bundle`` that have these digests.
+def extract_chunks(
+    bundle: Path | Remote, digests: Sequence[str], output: Path, supply: Supply | None = None
+) -> Extracted:
+    """Write a repair file with the pieces of ``bundle`` that have these digests; ``supply`` as for ``open_medium``.
 
     Raises:
         UsageError: The bundle has no such piece.
         IntegrityError: The bundle is damaged itself.
         DiskError: ``output`` can't be written.
     """
-    with open_medium(bundle) as medium:
+    with open_medium(bundle, supply) as medium:
         manifest = parse_manifest(medium.manifest_bytes)
         medium.check_layout(manifest)
-        known = {piece.sha256: piece for entry in manifest.files for piece in pieces_of(entry)}
+        known = {piece.sha256: piece for entry in carried_files(medium, manifest) for piece in pieces_of(entry)}
         for digest in digests:
             if digest not in known:
                 hint = "the list must come from the same bundle"

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from bundler.interpreter_check import unpacked_size
+from bundler.licenses import INDEX_PATH, collect_licenses, review_wheels
 from bundler.lock import Lock, LockedFile
+from bundler.policy import check_lock_policy
+from bundler.ragtrace import ragtrace_kit
 from bundler.render import SUMS_PATH, Subject, render_payload, sums_text
+from bundler.sbom import SBOM_PATH, make_sbom
 from bundler.selfpack import WHEEL_NAME, runtime_pyz, runtime_wheel
 from bundler.store import Store
 from manifests import __version__
@@ -34,8 +38,10 @@ def compose(lock: Lock, store: Store) -> Composition:
 
     Raises:
         IntegrityError: A locked wheel is not in the store, or is no zip.
-        PolicyError: The payload is larger than the spec's ``max-size``.
+        PolicyError: The policy refuses something, or the payload is larger than its ``max-size``.
     """
+    reviews = review_wheels(lock, store)
+    check_lock_policy(lock, store, reviews)
     subject = Subject(
         name=lock.name,
         version=lock.version,
@@ -45,11 +51,16 @@ def compose(lock: Lock, store: Store) -> Composition:
     )
     generated = {
         **render_payload(subject),
+        **ragtrace_kit(lock.apps, subject, store),
         "bootstrap/runtime.pyz": runtime_pyz(),
         f"wheels/{WHEEL_NAME}": runtime_wheel(),
     }
+    licenses = collect_licenses(lock, reviews)
+    own = [_generated_entry(path, data) for path, data in generated.items()]
+    generated |= {INDEX_PATH: licenses.index, SBOM_PATH: make_sbom(lock, reviews, own)}
     entries = [_stored_entry(file) for file in lock.all_files()]
-    entries += [_generated_entry(path, data) for path, data in generated.items()]
+    entries += [*own, *licenses.entries]
+    entries += [_generated_entry(path, generated[path]) for path in (INDEX_PATH, SBOM_PATH)]
     generated[SUMS_PATH] = sums_text(entries)
     entries.append(_generated_entry(SUMS_PATH, generated[SUMS_PATH]))
     manifest = Manifest(

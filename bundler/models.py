@@ -9,11 +9,11 @@ from bundler.lock import LockedFile, LockedModel
 from bundler.modelfacts import PICKLE_SUFFIXES, find_facts, holds_pickle
 from bundler.modelfiles import CONVERTED_FROM, ModelFiles, files_of_folder, files_of_hub, files_of_wheel
 from bundler.pipconfig import PipConfig
+from bundler.policy import check_model
 from bundler.spec import ModelSpec, Spec
 from bundler.store import Store
-from manifests.canonical import Json
 from manifests.digests import sha256_hex
-from manifests.errors import PolicyError, SpecError
+from manifests.errors import SpecError
 from manifests.manifest import ModelEntry
 
 _CONVERTIBLE: Final = (".bin", ".pt")
@@ -51,7 +51,7 @@ def lock_model(
     if "config.json" not in final:
         raise SpecError(f"{where}: there is no config.json", hint="name the folder that holds config.json and weights")
     facts = find_facts({name: store.path(sha256) for name, (sha256, _) in final.items()})
-    _check_policy(facts.pickles, facts.code, spec.policy, where)
+    check_model(model.name, facts.pickles, facts.code, spec.policy, where)
     locked = [
         _locked(f"models/{model.name}/{name}", sha256, store, found, made_from)
         for name, (sha256, made_from) in sorted(final.items())
@@ -81,7 +81,8 @@ def _files(
 
     def check(names: Sequence[str]) -> None:
         unconvertible = [name for name in names if name.endswith(PICKLE_SUFFIXES) and not name.endswith(_CONVERTIBLE)]
-        _check_policy(unconvertible, [name for name in names if name.endswith(".py")], spec.policy, where)
+        code = [name for name in names if name.endswith(".py")]
+        check_model(model.name, unconvertible, code, spec.policy, where)
 
     return files_of_hub(model, store, where, previous=previous, check=check, report=report)
 
@@ -137,16 +138,6 @@ def _convert(
     inputs = {name: store.path(files[name]) for name in sorted(taken)}
     result = convert(mode, inputs, key, store, config, dtype=dtype)
     return result, files[taken[0]] if len(taken) == 1 else key
-
-
-def _check_policy(pickles: Sequence[str], code: Sequence[str], policy: Mapping[str, Json], where: str) -> None:
-    if pickles and policy.get("pickle") != "allow":
-        named = [name if name.endswith(PICKLE_SUFFIXES) else f"{name} (by its content)" for name in pickles]
-        msg = f"{where}: policy.pickle refuses {', '.join(sorted(named))}"
-        raise PolicyError(msg, hint="exclude them, or allow: [policy] pickle = 'allow'")
-    if code and policy.get("remote-code") != "allow":
-        msg = f"{where}: policy.remote-code refuses {', '.join(sorted(code))}"
-        raise PolicyError(msg, hint="exclude them, or allow: [policy] remote-code = 'allow'")
 
 
 def _locked(path: str, sha256: str, store: Store, found: ModelFiles, made_from: str) -> LockedFile:

@@ -1,18 +1,18 @@
 """Writing a bundle: every payload byte is read once, hashed, and written once at its final offset."""
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from manifests.errors import DiskError, IntegrityError
-from manifests.files import create_exclusive, disk_error, open_regular, read_into, write_all
+from bundler.volumes import Place, SliceWriter, one_file
+from manifests.errors import IntegrityError, list_problems
+from manifests.files import disk_error, open_regular, read_into, write_all
 from manifests.manifest import FileEntry
-from manifests.medium import list_problems
 from manifests.pieces import Damage, Piece, Progress, ReadAt, Transfer, pieces_of, run_all, thread_count
 from manifests.tarlayout import SIGNATURE_SLOT, TRAILER, Member, TarLayout, member_header, tar_layout
 
@@ -33,50 +33,48 @@ def signature_slot(*blocks: bytes) -> bytes:
 
 
 def write_bundle(
-    path: Path,
+    path: Path | Place,
     manifest: bytes,
     files: tuple[FileEntry, ...],
     source: Source,
     progress: Progress,
     *,
     slot: bytes,
+    delta: bytes | None = None,
     threads: int | None = None,
 ) -> TarLayout:
-    """Write a bundle to ``path``, which must not exist. On any failure nothing stays there.
+    """Write a bundle to files that must not exist. On any failure nothing stays of them.
 
     Args:
-        path: The file to create.
+        path: The file to create, or what decides where the bytes lie.
         manifest: The canonical bytes of the manifest.
-        files: Its files, in bundle order.
+        files: The files to carry, in bundle order.
         source: Opens their contents; what it gives is checked against the manifest while it is copied.
         progress: Told of every payload byte.
         slot: The signature slot's 16 KiB.
+        delta: The bytes of delta.json, for a delta.
         threads: Pieces at a time, one for each core by default.
 
     Raises:
         IntegrityError: A source is not what the manifest says; all of them are named.
         DiskError: No space, no permission.
     """
-    layout = tar_layout(manifest, files)
+    layout = tar_layout(manifest, files, delta)
+    slices = (one_file(path) if isinstance(path, Path) else path)(layout)
+    writer = SliceWriter(slices)
     try:
-        descriptor = create_exclusive(path, mode=0o644)
-    except OSError as error:
-        raise disk_error(error, f"create {path}") from error
-    try:
-        _reserve(descriptor, layout.size, path)
-        _write_frame(descriptor, layout, slot)
-        damaged = _copy(descriptor, layout, source, progress, threads or thread_count())
+        _write_frame(writer, layout, slot)
+        damaged = _copy(writer, layout, source, progress, threads or thread_count())
         if damaged:
             raise IntegrityError(list_problems("what was locked is not what is there", [str(item) for item in damaged]))
-        os.fsync(descriptor)  # it may lie on a disk that is pulled out next
+        writer.sync()
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        writer.remove()
         if isinstance(error, OSError):
-            raise disk_error(error, f"write {path}") from error
+            raise disk_error(error, f"write {slices[0].path}") from error
         raise
     finally:
-        os.close(descriptor)
+        writer.close()
     return layout
 
 
@@ -128,32 +126,32 @@ def _bytes_reader(content: bytes) -> ReadAt:
     return read
 
 
-def _reserve(descriptor: int, size: int, path: Path) -> None:
-    """Have the whole file's space reserved, so that a full disk is known before anything is copied."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno in {errno.EOPNOTSUPP, errno.EINVAL}:
-            os.ftruncate(descriptor, size)
-            return
-        if error.errno in {errno.EFBIG, errno.ENOSPC}:
-            hint = "FAT holds files of at most 4 GiB" if error.errno == errno.EFBIG else "choose another --output"
-            raise DiskError(f"can't write {path}: no room for its {size} bytes", hint=hint) from error
-        raise
-
-
-def _write_frame(descriptor: int, layout: TarLayout, slot: bytes) -> None:
-    write_all(descriptor, layout.head, 0)
-    write_all(descriptor, slot, layout.signature_offset)
+def _write_frame(writer: SliceWriter, layout: TarLayout, slot: bytes) -> None:
+    writer.write(layout.head, 0)
+    writer.write(slot + layout.list_member, layout.signature_offset)
     for member in layout.members:
         entry = member.entry
-        write_all(descriptor, member_header(entry.path, entry.size, entry.mode), member.header_offset)
+        writer.write(member_header(entry.path, entry.size, entry.mode), member.header_offset)
         if padding := bytes(member.end - member.offset - entry.size):
-            write_all(descriptor, padding, member.offset + entry.size)
-    write_all(descriptor, TRAILER, layout.trailer_offset)
+            writer.write(padding, member.offset + entry.size)
+    writer.write(TRAILER, layout.trailer_offset)
 
 
-def _copy(descriptor: int, layout: TarLayout, source: Source, progress: Progress, threads: int) -> list[Damage]:
+@dataclass(frozen=True, slots=True)
+class _MemberSink:
+    """One member's content within the tar."""
+
+    writer: SliceWriter
+    base: int
+
+    def write(self, view: memoryview, offset: int) -> None:
+        self.writer.write(view, self.base + offset)
+
+    def settle(self, offset: int, size: int) -> None:
+        self.writer.settle(self.base + offset, size)
+
+
+def _copy(writer: SliceWriter, layout: TarLayout, source: Source, progress: Progress, threads: int) -> list[Damage]:
     stop = threading.Event()
     transfer = Transfer(progress, stop)
     damaged: list[Damage] = []
@@ -161,7 +159,7 @@ def _copy(descriptor: int, layout: TarLayout, source: Source, progress: Progress
     def copy(member: Member, piece: Piece) -> Callable[[memoryview], None]:
         def task(buffer: memoryview) -> None:
             with source(member.entry) as read:
-                got = transfer.check(piece, read, buffer, (descriptor, member.offset))
+                got = transfer.check(piece, read, buffer, _MemberSink(writer, member.offset))
             if got != piece.sha256:
                 damaged.append(Damage(piece=piece, got=got))
 

@@ -60,6 +60,7 @@ class Scene:
     folder: Path
     bundle: Path
     kit: Path
+    volumes: tuple[Path, ...] = ()
 
     @property
     def prefix(self) -> Path:
@@ -89,6 +90,7 @@ def play_closed_side(
         "trust": str(scene.kit / "allowed_signers"),
         "prefix": str(scene.prefix),
         "home": str(home),
+        "volumes": [str(folder) for folder in scene.volumes],
     }
     part = {"stage": stage, "questions": questions, "port": _free_port(), "closed": isolation.is_namespace}
     failed: Mapping[str, Any] | None = None

@@ -1,41 +1,58 @@
 """Rehearsal: the bundle is installed and its models are asked, without network, by the verifier that it carries."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bundler.pack import Source
 from bundler.quickstart import Scene, play_closed_side
 from bundler.sandbox import find_isolation
 from bundler.spec import host_target
 from manifests.bundle import verify_trust
 from manifests.digests import BUFFER_SIZE, sha256_hex
-from manifests.errors import IntegrityError
-from manifests.manifest import FileEntry, Manifest
+from manifests.errors import IntegrityError, UsageError
+from manifests.files import READ_ONLY, READ_ONLY_EXECUTABLE, free_space
+from manifests.manifest import FileEntry, Manifest, manifest_digest, parse_manifest
 from manifests.medium import Medium, open_medium
+from manifests.pieces import ReadAt
+from manifests.sources import Supply
 from manifests.trust import parse_allowed_signers
 
 _VERIFIER = "bootstrap/runtime.pyz"
 
 
-def rehearse_bundle(path: Path, trust: str, report: Callable[[str], None]) -> bool:
+def rehearse_bundle(
+    path: Path,
+    trust: str,
+    report: Callable[[str], None],
+    *,
+    volumes: tuple[Path, ...] = (),
+    base: Source | None = None,
+) -> bool:
     """Install a bundle into a throw-away prefix beside it, verify it there and ask its models.
 
     Args:
         path: A bundle that was signed by someone in ``trust``.
         trust: The text of an ``allowed_signers`` file.
         report: Told what is rehearsed and how.
+        volumes: More folders with volumes.
+        base: Opens the files that a delta leaves out; they are put into the throw-away prefix's store, where the
+            runtime checks them, as a base that is installed would have left them.
 
     Returns:
         False where this host can't run the target; ``report`` was told why.
 
     Raises:
         ClosedSideError: A step failed, with the runtime's own words and exit code.
+        UsageError: It is a delta, and ``base`` is None.
         TrustError: Nobody in ``trust`` signed it.
         IntegrityError: It is damaged.
     """
-    with open_medium(path) as medium:
+    with open_medium(path, Supply(folders=volumes)) as medium:
         parsed = parse_allowed_signers(trust, where="the rehearsal's allowed_signers")
         bundle = verify_trust(medium, parsed, now=datetime.now(UTC))
         reason = unrehearsable(bundle.manifest)
@@ -44,18 +61,90 @@ def rehearse_bundle(path: Path, trust: str, report: Callable[[str], None]) -> bo
             return False
         medium.check_layout(bundle.manifest)
         verifier = _read_verifier(medium, bundle.manifest)
+        left_out = tuple(entry for entry in bundle.manifest.files if not medium.carries(entry))
+        if medium.delta is not None and left_out and base is None:
+            msg = f"{path}: is a delta to {medium.delta.base_label}, which a rehearsal needs, too"
+            raise UsageError(msg, hint=f"bundler rehearse {path} --base BUNDLE --trust FILE")
     isolation = find_isolation()
     report(f"rehearse in a {isolation.name}")
     # The name is known before the folder is there, so that an interrupt at any instant leaves nothing.
-    folder = path.with_name(f".rehearsal-{os.getpid()}")
+    folder = _workplace(path, bundle.manifest) / f".rehearsal-{os.getpid()}"
     try:
         kit = folder / "kit"
         kit.mkdir(parents=True)
         (kit / "runtime.pyz").write_bytes(verifier)
         (kit / "allowed_signers").write_text(trust, encoding="utf-8")
-        play_closed_side(Scene(folder=folder, bundle=path, kit=kit), {}, lambda _: None, isolation)
+        scene = Scene(folder=folder, bundle=path, kit=kit, volumes=volumes)
+        if base is not None and left_out:
+            report(f"put the {len(left_out)} files of the base into its store")
+            _fill_store(scene.prefix / "store", left_out, base)
+        play_closed_side(scene, {}, lambda _: None, isolation)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+@contextlib.contextmanager
+def open_base(path: Path, delta_to: Path) -> Iterator[Source]:
+    """Open the bundle that a delta was made to, and give its files by their content.
+
+    Raises:
+        IntegrityError: It is damaged, or not the base of the delta.
+    """
+    with open_medium(delta_to) as medium:
+        wanted = medium.delta
+    with open_medium(path) as medium:
+        digest = manifest_digest(medium.manifest_bytes)
+        if wanted is not None and wanted.base != digest:
+            msg = f"{path}: has the manifest digest {digest}, the delta is to {wanted.base_label}"
+            raise IntegrityError(msg, hint="give the bundle that it was made to")
+        manifest = parse_manifest(medium.manifest_bytes)
+        medium.check_layout(manifest)
+        known = {entry.store_key: entry for entry in manifest.files}
+        opened = medium
+
+        def source(entry: FileEntry) -> contextlib.AbstractContextManager[ReadAt]:
+            found = known.get(entry.store_key)
+            if found is None:
+                raise IntegrityError(f"{path}: has no file with the content of {entry.path}")
+            return opened.reader(found)
+
+        yield source
+
+
+def _fill_store(root: Path, files: tuple[FileEntry, ...], source: Source) -> None:
+    """Lay files down as a prefix's store has them (section 6 of the design); the runtime checks every one of them."""
+    buffer = memoryview(bytearray(BUFFER_SIZE))
+    for entry in {entry.store_key: entry for entry in files}.values():
+        path = root / "sha256" / entry.store_key[:2] / entry.store_key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with source(entry) as read, path.open("xb") as stream:
+            done = 0
+            while done < entry.size and (count := read(buffer[: entry.size - done], done)):
+                stream.write(buffer[:count])
+                done += count
+        path.chmod(READ_ONLY_EXECUTABLE if entry.executable else READ_ONLY)
+
+
+def _workplace(path: Path, manifest: Manifest) -> Path:
+    """Return a folder for the rehearsal: beside the bundle, unless that disk is full or knows no hard links (FAT)."""
+    unpacked = manifest.launch.get("unpacked-size", 0)
+    needed = manifest.payload_size + (unpacked if isinstance(unpacked, int) else 0)
+    other = Path(tempfile.gettempdir())
+    return path.parent if _has_links(path.parent) and free_space(path.parent) >= needed else other
+
+
+def _has_links(folder: Path) -> bool:
+    probe = folder / f".rehearsal-{os.getpid()}.probe"
+    twin = probe.with_suffix(".twin")
+    try:
+        probe.touch()
+        os.link(probe, twin)
+    except OSError:
+        return False
+    finally:
+        for name in (probe, twin):
+            name.unlink(missing_ok=True)
     return True
 
 

@@ -1,8 +1,10 @@
 """Making a lock: resolve for the target, have every byte in the store, write down what and where from."""
 
 import os
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +20,7 @@ from bundler.interpreter import lock_python
 from bundler.lock import Lock, LockedFile
 from bundler.models import lock_model
 from bundler.pipconfig import PipConfig
+from bundler.policy import check_lock_policy
 from bundler.requirements import collect_requirements
 from bundler.resolver import Resolver
 from bundler.rotation import lock_next_signers
@@ -52,8 +55,11 @@ def lock_spec(
         SpecError: A model's or an application's folder can't be used.
         PolicyError: The policy refuses what is there.
     """
-    closure = lock_closure(spec, store, resolver, previous=previous, report=report)
-    installer = _lock_installer(spec, store, resolver)
+    sysconfig.get_config_vars()  # both threads find uv by this table, which isn't filled safely by two at once
+    with ThreadPoolExecutor(max_workers=1) as beside:  # both wait for programs and indexes most of their time
+        waited = beside.submit(_lock_installer, spec, store, resolver)
+        closure = lock_closure(spec, store, resolver, previous=previous, report=report)
+        installer = waited.result()
     python = lock_python(spec, store, previous.python if previous else None, report)
     models = []
     for model in spec.models:
@@ -84,6 +90,7 @@ def lock_spec(
         alternatives=closure.alternatives,
         environment=spec.environment,
     )
+    check_lock_policy(lock, store)
     for name in check_lock_complete(lock, closure.roots, store):
         report(f"{name}: nothing needs it")
     return _undated(lock, previous)

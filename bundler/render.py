@@ -53,28 +53,29 @@ def render_payload(subject: Subject) -> dict[str, bytes]:
         "stem": subject.stem,
         "target": subject.target,
         "python": subject.target.python,
-        "models": [_model_context(model) for model in subject.models],
+        "models": [model_context(model) for model in subject.models],
         "environment": dict(sorted(subject.environment.items())),
         "offline": OFFLINE_VARIABLES,
     }
     files = {
-        "bootstrap/install.sh": _render("install.sh.j2", context),
-        "bootstrap/Dockerfile.offline": _render("Dockerfile.offline.j2", context),
-        "docs/INSTALL.md": _render("INSTALL.md.j2", context),
-        "config/offline.env": _render("offline.env.j2", context),
+        "bootstrap/install.sh": render_template("install.sh.j2", context),
+        "bootstrap/Dockerfile.offline": render_template("Dockerfile.offline.j2", context),
+        "docs/INSTALL.md": render_template("INSTALL.md.j2", context),
+        "config/offline.env": render_template("offline.env.j2", context),
     }
     if subject.models:
-        files["config/sealift.service"] = _render("sealift.service.j2", context)
+        for unit in ("sealift.service", "sealift-verify.service", "sealift-verify.timer"):
+            files[f"config/{unit}"] = render_template(f"{unit}.j2", context)
     for model in subject.models:
         file = f"{model.name.replace('-', '_')}.yaml"
         values = {key: _yaml_value(value) for key, value in sorted(model.settings.items())}
-        files[f"config/{file}"] = _render("model.yaml.j2", {"model": model, "file": file, "settings": values})
+        files[f"config/{file}"] = render_template("model.yaml.j2", {"model": model, "file": file, "settings": values})
     return files
 
 
 def render_verify_text(subject: Subject) -> bytes:
     """Return the kit's VERIFY.txt."""
-    return _render("VERIFY.txt.j2", {"stem": subject.stem})
+    return render_template("VERIFY.txt.j2", {"stem": subject.stem})
 
 
 def sums_text(entries: Iterable[FileEntry]) -> bytes:
@@ -83,7 +84,8 @@ def sums_text(entries: Iterable[FileEntry]) -> bytes:
     return "".join(f"{sha256}  {path}\n" for path, sha256 in lines).encode("utf-8")
 
 
-def _model_context(model: ModelEntry) -> Mapping[str, str]:
+def model_context(model: ModelEntry) -> Mapping[str, str]:
+    """Return what templates say of a model; ``variable`` is the one that holds its folder."""
     variable = _VARIABLES.get(model.adapter) or f"{re.sub('[^A-Z0-9]', '_', model.name.upper())}_MODEL_PATH"
     return {"name": model.name, "adapter": model.adapter, "path": model.path, "variable": variable}
 
@@ -114,5 +116,6 @@ def _environment() -> Environment:
     return environment
 
 
-def _render(template: str, context: Mapping[str, object]) -> bytes:
+def render_template(template: str, context: Mapping[str, object]) -> bytes:
+    """Return a file of ``templates/`` with its places filled in; a name that it lacks is a bug in us."""
     return _environment().get_template(template).render(context).encode("utf-8")

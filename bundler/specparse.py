@@ -20,6 +20,7 @@ from manifests.manifest import (
     Probe,
     Target,
 )
+from manifests.policy import CLASSES, parse_waiver
 
 PLATFORM_PATTERN: Final = r"(?:x86_64|aarch64)-(?:manylinux_2_[0-9]{2}|apple-darwin|pc-windows-msvc)"
 _TABLES: Final = (
@@ -39,7 +40,7 @@ _PACKAGE_KEYS: Final = (
     *("build-from-source", "extras", "files", "groups", "index", "lock-file", "pyproject", "requirements"),
 )
 _MODEL_KEYS: Final = ("adapter", "dtype", "exclude", "format", "include", "license", "name", "settings", "source")
-_POLICY_KEYS: Final = ("licenses", "max-size", "pickle", "remote-code")
+_POLICY_KEYS: Final = (*CLASSES, "licenses", "max-size", "waiver")
 _TARGET_KEYS: Final = ("accelerator", "platform", "python")
 _APP_SCHEMES: Final = ("dir:", "git:", "project:", "wheel:")
 _MODEL_SCHEMES: Final = ("dir:", "hf:", "wheel:")
@@ -238,13 +239,19 @@ def _parse_bytes(fields: Fields, key: str) -> int:
 
 
 def _parse_policy(fields: Fields) -> dict[str, Json]:
+    always = {"pickle", "remote-code"}  # what the closed side enforces is said in every manifest
     policy: dict[str, Json] = {
-        key: fields.choice(key, ("refuse", "allow"), "refuse") for key in ("pickle", "remote-code")
+        key: fields.choice(key, ("refuse", "allow"), default)
+        for key, default in CLASSES.items()
+        if key in fields or key in always
     }
     if "licenses" in fields:
         policy["licenses"] = list(fields.texts("licenses"))
     if "max-size" in fields:
         policy["max-size"] = _parse_bytes(fields, "max-size")
+    waivers = [parse_waiver(item, where, error=SpecError) for where, item in fields.items("waiver")]
+    if waivers:
+        policy["waiver"] = [waiver.to_json() for waiver in waivers]
     return policy
 
 

@@ -4,28 +4,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from manifests.canonical import Json
+from manifests.delta import Delta
 from manifests.errors import TrustError
 from manifests.manifest import KINDS, Manifest, manifest_digest, parse_manifest
 from manifests.medium import open_medium
 from manifests.progress import format_size
+from manifests.reference import Remote
+from manifests.sources import Supply
 from manifests.sshsig import BUNDLE_NAMESPACE, parse_signatures
 
 
-def inspect_bundle(path: Path) -> Mapping[str, Json]:
-    """Return what a bundle says of itself, as a JSON document.
+def inspect_bundle(path: Path | Remote, supply: Supply | None = None) -> Mapping[str, Json]:
+    """Return what a bundle says of itself, as a JSON document; ``supply`` as for :func:`open_medium`.
 
     The layout is checked against the manifest, contents are not (``runtime verify`` does that).
 
     Raises:
         IntegrityError: Not a bundle, malformed, truncated.
     """
-    with open_medium(path) as medium:
+    with open_medium(path, supply) as medium:
         manifest = parse_manifest(medium.manifest_bytes)
         medium.check_layout(manifest)
         signatures = _signatures(medium.manifest_bytes, medium.signature_slot)
         return {
             "bundle": manifest.stem,
             "created": manifest.created,
+            "delta": _delta(medium.delta, manifest),
             "digest": manifest_digest(medium.manifest_bytes),
             "files": [entry.to_json() for entry in manifest.files],
             "kinds": _kinds(manifest),
@@ -54,6 +58,20 @@ def _signatures(manifest: bytes, slot: bytes) -> list[Json]:
     ]
 
 
+def _delta(delta: Delta | None, manifest: Manifest) -> Json:
+    """Return what a delta says of itself, None for a full bundle; nobody signed it."""
+    if delta is None:
+        return None
+    carried = delta.files(manifest)
+    return {
+        "base": delta.base,
+        "base_version": delta.base_version,
+        "files": len(carried),
+        "left_out": len(manifest.files) - len(carried),
+        "size": sum(entry.size for entry in carried),
+    }
+
+
 def _kinds(manifest: Manifest) -> dict[str, Json]:
     return {
         kind: {"files": len(entries), "size": sum(entry.size for entry in entries)}
@@ -66,6 +84,12 @@ def summary_lines(document: Mapping[str, Json]) -> Iterator[str]:
     """Yield the lines that a person reads."""
     yield f"{document['bundle']}  created {document['created']}  sequence {document['sequence']}"
     yield f"manifest digest {document['digest']}"
+    delta = document.get("delta")
+    if isinstance(delta, Mapping):
+        size = delta["size"]
+        carried = format_size(size if isinstance(size, int) else 0)
+        yield f"a delta to version {delta['base_version']}, manifest digest {delta['base']}"
+        yield f"  carries {delta['files']} files, {carried}; {delta['left_out']} must be in the prefix already"
     kinds = document["kinds"]
     if isinstance(kinds, Mapping):
         for kind, numbers in kinds.items():

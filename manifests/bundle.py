@@ -6,15 +6,16 @@ got wrong.
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from manifests.digests import BUFFER_SIZE
-from manifests.errors import IntegrityError, SealiftError
+from manifests.errors import IntegrityError, SealiftError, SourceError, UsageError, list_problems
 from manifests.manifest import FileEntry, Manifest, manifest_digest, parse_manifest
-from manifests.medium import Medium, list_problems
+from manifests.medium import FrameError, Medium
 from manifests.pieces import Damage, Piece, Progress, Transfer, pieces_of, run_all, thread_count
+from manifests.sources import MediumError
 from manifests.trust import TrustRoot, VerifiedSigner, verify_signatures
 
 
@@ -47,19 +48,50 @@ def verify_trust(medium: Medium, trust: TrustRoot, *, threshold: int = 1, now: d
 def verify_content(
     medium: Medium, manifest: Manifest, progress: Progress, *, deep: bool = False, threads: int | None = None
 ) -> None:
-    """Check layout and every byte of the payload; ``deep`` recomputes the whole-file digest of chunked files too.
+    """Check layout and every byte of the payload that is there; ``deep`` recomputes chunked files' whole digests too.
 
     Raises:
-        IntegrityError: Names every damaged file, and the chunk where the file has chunks.
+        UsageError: ``deep`` of a medium that can't be read twice.
+        IntegrityError: Names every damaged file, the chunk where the file has chunks, and the volume.
         DiskError: The medium can't be read.
     """
-    medium.check_layout(manifest)
-    damaged = find_damage(medium, manifest.files, progress, threads=threads)
-    problems = [str(damage) for damage in damaged]
-    if deep and not problems:
-        problems = list(whole_file_problems(medium, manifest.files))
-    if problems:
-        raise IntegrityError(list_problems(medium.label, problems), hint="copy the bundle again from its source")
+    problems: list[str] = []
+    try:
+        medium.check_layout(manifest)
+    except FrameError as error:  # of volumes: others may be damaged too, and all are to be named at once
+        problems = list(error.problems)
+    framed = [problem.partition(":")[0] for problem in problems]
+    if deep and medium.ordered:
+        raise UsageError("--deep reads big files twice, which this medium can't give", hint="leave --deep out")
+    files = carried_files(medium, manifest)
+    damaged = find_damage(medium, files, progress, threads=threads)
+    medium.check_end()
+    if deep and not damaged and not problems:
+        problems = list(whole_file_problems(medium, files))
+    if problems or damaged:
+        raise damage_error(medium, damaged, problems, volumes=framed)
+
+
+def carried_files(medium: Medium, manifest: Manifest) -> tuple[FileEntry, ...]:
+    """Return the files of the manifest that are on the medium: all of them, unless it is a delta."""
+    return manifest.files if medium.delta is None else medium.delta.files(manifest)
+
+
+def damage_error(
+    medium: Medium, damaged: Sequence[Damage], problems: Sequence[str] = (), *, volumes: Sequence[str] = ()
+) -> IntegrityError:
+    """Return (not raise) the error that names every damaged piece, and which volumes are to be carried again.
+
+    ``problems`` are lines that come first, ``volumes`` the names of volumes that are known to be bad already.
+    """
+    lines, bad = list(problems), set(volumes)
+    for damage in damaged:
+        places = medium.volumes_of(damage.piece.entry, damage.piece.offset, damage.piece.size)
+        lines.append(f"{' or '.join(places)}: {damage}" if places else str(damage))
+        bad.update(places)
+    again = ", ".join(sorted(bad))
+    hint = f"only these are to be carried again: {again}" if again else "copy the bundle again from its source"
+    return IntegrityError(list_problems(medium.label, lines), hint=hint)
 
 
 def whole_file_problems(medium: Medium, files: tuple[FileEntry, ...]) -> Iterator[str]:
@@ -89,6 +121,8 @@ def find_damage(
             try:
                 with medium.reader(piece.entry) as read:
                     got = transfer.check(piece, read, buffer)
+            except (MediumError, SourceError):
+                raise
             except SealiftError as error:
                 got = error.message
             if got != piece.sha256:
@@ -100,6 +134,6 @@ def find_damage(
         for entry in files:
             yield from map(check, pieces_of(entry))
 
-    run_all(tasks(), threads=threads or thread_count(), stop=stop)
+    run_all(tasks(), threads=1 if medium.ordered else threads or thread_count(), stop=stop)
     order = {entry.path: index for index, entry in enumerate(files)}
     return sorted(found, key=lambda damage: (order[damage.piece.entry.path], damage.piece.offset))

@@ -17,12 +17,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
+from manifests.bundle import carried_files
 from manifests.digests import CHUNK_SIZE
 from manifests.errors import IntegrityError
 from manifests.files import open_regular, read_exactly, read_into
 from manifests.manifest import parse_manifest
 from manifests.medium import FolderMedium, Medium, open_medium
 from manifests.pieces import Piece, ReadAt, pieces_of
+from manifests.reference import Remote
+from manifests.sources import Supply
 
 CHUNKS_MAGIC: Final = b"sealift-chunks-1\n"
 _LINE: Final = re.compile(rb"([0-9a-f]{64}) (0|[1-9][0-9]{0,8})")
@@ -74,7 +77,8 @@ class BundlePieces:
         if not isinstance(medium, FolderMedium):  # of a folder, single files may be missing
             medium.check_layout(manifest)
         self._medium, self.label = medium, medium.label
-        self._pieces: Mapping[str, Piece] = {p.sha256: p for entry in manifest.files for p in pieces_of(entry)}
+        files = carried_files(medium, manifest)
+        self._pieces: Mapping[str, Piece] = {p.sha256: p for entry in files for p in pieces_of(entry)}
 
     def has(self, sha256: str) -> bool:
         return sha256 in self._pieces
@@ -91,20 +95,20 @@ class BundlePieces:
 
 
 @contextlib.contextmanager
-def open_pieces(path: Path) -> Iterator[ChunkFile | BundlePieces]:
-    """Open a repair file, a bundle's tar, or its folder.
+def open_pieces(path: Path | Remote, supply: Supply | None = None) -> Iterator[ChunkFile | BundlePieces]:
+    """Open a repair file, a bundle's tar or first volume, or its folder; ``supply`` as for :func:`open_medium`.
 
     Raises:
         UsageError: There is nothing at ``path``.
         IntegrityError: It is none of them.
         DiskError: It can't be read.
     """
-    if path.is_file():
+    if isinstance(path, Path) and path.is_file():
         with open_regular(path.resolve()) as descriptor:
             if read_exactly(descriptor, len(CHUNKS_MAGIC), 0) == CHUNKS_MAGIC:
                 yield ChunkFile(descriptor, str(path))
                 return
-    with open_medium(path) as medium:
+    with open_medium(path, supply) as medium:
         yield BundlePieces(medium)
 
 

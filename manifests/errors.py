@@ -36,6 +36,13 @@ class SealiftError(Exception):
         return f"{text}\nhint: {self.hint}" if self.hint else text
 
 
+def list_problems(label: str, problems: list[str], *, limit: int = 20) -> str:
+    """Return one message for many problems: the first ``limit``, and how many more."""
+    more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n  ".join([f"{label}: {count}:", *problems[:limit], *more])
+
+
 class UsageError(SealiftError):
     """The command line asks for something that can't be done as it stands."""
 

@@ -1,27 +1,40 @@
-"""A bundle as it lies on its medium: one tar, or an unpacked folder. Hostile until proven otherwise.
+"""A bundle as it lies on its medium: one tar, volumes, a pipe, or an unpacked folder. Hostile until proven otherwise.
 
 Nothing here believes the medium. :meth:`Medium.check_layout` takes the *signed* manifest and requires that the medium
-has exactly the members that the manifest lists, byte for byte down to the padding; contents are checked piece by piece
-by whoever reads them (:mod:`manifests.bundle`, the installer, the packer).
+has exactly the members that the manifest lists (of a delta: those that delta.json selects), byte for byte down to the
+padding; contents are checked piece by piece by whoever reads them (:mod:`manifests.bundle`, the installer, the packer).
 """
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
-from manifests.errors import IntegrityError, UsageError
-from manifests.fields import shown
-from manifests.files import disk_error, open_regular, open_regular_fd, read_exactly, read_into
+from manifests.delta import DELTA_NAME, MAX_DELTA_SIZE, Delta, parse_delta
+from manifests.errors import IntegrityError, UsageError, list_problems
+from manifests.files import disk_error
+from manifests.folder import FolderMedium, open_below
 from manifests.manifest import MANIFEST_NAME, MAX_MANIFEST_SIZE, SIGNATURE_NAME, FileEntry, Manifest
-from manifests.paths import MAX_PATH
 from manifests.pieces import ReadAt
-from manifests.tarlayout import BLOCK, SIGNATURE_SLOT, TRAILER, head_of, member_header, padded, tar_layout
+from manifests.reference import Remote
+from manifests.sources import COPY_HINT, ByteSource, MediumError, Part, StreamSource, Supply, take
+from manifests.tarlayout import BLOCK, SIGNATURE_SLOT, TRAILER, TarLayout, head_of, member_header, padded, tar_layout
+from manifests.volumes import open_source
+
+__all__ = ["FolderMedium", "FrameError", "Medium", "TarMedium", "list_problems", "open_below", "open_medium"]
 
 _NOT_A_BUNDLE: Final = "is not a Sealift bundle: it does not begin with manifest.json"
-_COPY_HINT: Final = "copy it again from its source and compare sizes"
+
+
+class FrameError(MediumError):
+    """What lies between the files isn't what the manifest implies; ``problems`` has a line for each bad volume."""
+
+    def __init__(self, label: str, problems: list[str]) -> None:
+        again = ", ".join(problem.partition(":")[0] for problem in problems[:20])
+        hint = f"carry {again} again; if a volume was renamed, or is another bundle's, put the right one there"
+        super().__init__(list_problems(label, problems), hint=hint)
+        self.problems = tuple(problems)
 
 
 class Medium(Protocol):
@@ -30,232 +43,251 @@ class Medium(Protocol):
     label: str
     manifest_bytes: bytes
     signature_slot: bytes
+    delta: Delta | None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it gives its bytes in one direction only: to one thread, in bundle order, once."""
 
     def check_layout(self, manifest: Manifest) -> None:
         """Require exactly the manifest's members, nothing missing, nothing more.
+
+        Of an ordered medium, what comes later is checked on the way, and its end by :meth:`check_end`.
 
         Raises:
             IntegrityError: With every difference that can be named.
         """
 
+    def carries(self, entry: FileEntry) -> bool:
+        """Return whether a file is on the medium; a delta leaves some out. Known once the layout was checked."""
+
     def reader(self, entry: FileEntry) -> contextlib.AbstractContextManager[ReadAt]:
         """Return a context in which the content of ``entry`` can be read."""
+
+    def parts(self, entry: FileEntry, offset: int, size: int) -> tuple[Part, ...]:
+        """Return where a part of a file's content lies on the disk; nothing for a pipe."""
+
+    def volumes_of(self, entry: FileEntry, offset: int, size: int) -> tuple[str, ...]:
+        """Return the names of the volumes that hold a part of a file; nothing where the bundle isn't in volumes."""
+
+    def check_end(self, *, ask: bool = True) -> None:
+        """Require that an ordered medium ends as it must; does nothing for the others.
+
+        ``ask`` False leaves out what lies on a volume that somebody would have to bring for this alone.
+
+        Raises:
+            IntegrityError: It doesn't.
+        """
 
     def close(self) -> None:
         """Release descriptors."""
 
 
 @contextlib.contextmanager
-def open_medium(path: Path) -> Iterator[Medium]:
-    """Open a ``.bundle.tar`` or an unpacked folder.
+def open_medium(path: Path | Remote, supply: Supply | None = None) -> Iterator[Medium]:
+    """Open a ``.bundle.tar``, its first volume ``.bundle.tar.001``, an unpacked folder, the pipe (``-``), a registry's.
+
+    Args:
+        path: Which.
+        supply: Where else volumes are, who brings them, and the pipe; without one, ``-`` is refused.
 
     Raises:
         UsageError: There is nothing at ``path``.
+        SourceError: The registry can't be reached, or has no such tag.
         IntegrityError: It can't be a bundle.
         DiskError: It can't be read.
     """
-    try:
-        is_folder = path.is_dir()
-        exists = is_folder or path.exists()
-    except OSError as error:
-        raise disk_error(error, f"read {path}") from error
-    if not exists:
-        raise UsageError(f"{path}: no such bundle", hint="give the path of a NAME-VERSION-TARGET.bundle.tar")
-    medium: Medium = FolderMedium(path) if is_folder else TarMedium(path)
+    medium = _open(path, supply or Supply())
     try:
         yield medium
     finally:
         medium.close()
 
 
+def _open(path: Path | Remote, supply: Supply) -> Medium:
+    if isinstance(path, Remote):
+        from manifests.ocimedium import OciMedium  # noqa: PLC0415 # http and ssl are slow to import, and rarely needed
+
+        return OciMedium(path)
+    if str(path) == "-":
+        if supply.stream is None:
+            hint = "give the path of the bundle; `runtime verify` and `runtime install` alone read `-`"
+            raise UsageError("a bundle can't be read from standard input here", hint=hint)
+        return TarMedium(StreamSource(supply.stream))
+    if str(path).lower().startswith("oci:/"):
+        raise UsageError(f"{path}: this command reads no registry", hint="bundler pull oci://... --output DIR first")
+    try:
+        is_folder = path.is_dir()
+        exists = is_folder or path.exists()
+        first = path.with_name(f"{path.name}.001")
+        in_volumes = not exists and first.exists()
+    except OSError as error:
+        raise disk_error(error, f"read {path}") from error
+    if not exists:
+        hint = f"it is in volumes: give {first}" if in_volumes else "give the path of a NAME-VERSION-TARGET.bundle.tar"
+        raise UsageError(f"{path}: no such bundle", hint=hint)
+    return FolderMedium(path) if is_folder else TarMedium(open_source(path, supply))
+
+
 class TarMedium:
-    """One uncompressed tar."""
+    """One uncompressed tar, wherever its bytes come from."""
 
-    __slots__ = ("_descriptor", "_offsets", "label", "manifest_bytes", "signature_slot")
+    __slots__ = (
+        "_checked",
+        "_delta_bytes",
+        "_layout",
+        "_places",
+        "_source",
+        "delta",
+        "label",
+        "manifest_bytes",
+        "signature_slot",
+    )
 
-    def __init__(self, path: Path) -> None:
-        self.label = str(path)
-        self._offsets: dict[str, int] = {}
-        # The path itself may be a link that the operator made; what is inside the bundle may not.
-        self._descriptor = open_regular_fd(path.resolve())
+    def __init__(self, source: ByteSource) -> None:
+        self.label, self._source = source.label, source
+        self._layout: TarLayout | None = None
+        self._places: dict[str, int] = {}
+        self._checked = 0  # of an ordered medium: the frame before this member comes next
         try:
-            self.manifest_bytes = _read_manifest(self._descriptor, self.label)
+            self.manifest_bytes = _read_manifest(source)
             head = head_of(self.manifest_bytes)
-            if read_exactly(self._descriptor, len(head), 0) != head:
+            start = BLOCK + len(self.manifest_bytes)
+            if take(source, len(head) - start, start) != head[start:]:
                 raise IntegrityError(f"{self.label}: a header or padding around {MANIFEST_NAME} was changed")
-            self.signature_slot = read_exactly(self._descriptor, SIGNATURE_SLOT, len(head))
+            self.signature_slot = take(source, SIGNATURE_SLOT, len(head))
             if len(self.signature_slot) < SIGNATURE_SLOT:
-                raise IntegrityError(f"{self.label}: truncated within {SIGNATURE_NAME}", hint=_COPY_HINT)
-        except OSError as error:
-            self.close()
-            raise disk_error(error, f"read {self.label}") from error
+                raise IntegrityError(f"{self.label}: truncated within {SIGNATURE_NAME}", hint=COPY_HINT)
+            self._delta_bytes = _read_delta(source, len(head) + SIGNATURE_SLOT)
+            self.delta = None if self._delta_bytes is None else parse_delta(self._delta_bytes)
         except BaseException:
             self.close()
             raise
 
-    def check_layout(self, manifest: Manifest) -> None:
-        layout = tar_layout(self.manifest_bytes, manifest.files)
-        size = os.fstat(self._descriptor).st_size
-        if size < layout.size:
-            msg = f"{self.label}: truncated: {size} bytes, expected {layout.size}"
-            raise IntegrityError(msg, hint=_COPY_HINT)
-        if size > layout.size:
-            msg = f"{self.label}: {size - layout.size} bytes after its end, expected {layout.size} bytes in all"
-            raise IntegrityError(msg)
-        gap = layout.signature_offset + SIGNATURE_SLOT
-        for member in layout.members:
-            entry = member.entry
-            self._require(gap, _padding(gap) + member_header(entry.path, entry.size, entry.mode), entry.path)
-            gap = member.offset + entry.size
-        self._require(gap, _padding(gap) + TRAILER, "the end")
-        self._offsets = {member.entry.path: member.offset for member in layout.members}
-
-    @contextlib.contextmanager
-    def reader(self, entry: FileEntry) -> Iterator[ReadAt]:
-        base = self._offsets[entry.path]  # a KeyError is a bug: check_layout comes first
-
-        def read(view: memoryview, offset: int) -> int:
-            with _reading(self.label):
-                return read_into(self._descriptor, view, base + offset)
-
-        yield read
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-    def _require(self, offset: int, expected: bytes, before: str) -> None:
-        with _reading(self.label):
-            got = read_exactly(self._descriptor, len(expected), offset)
-        if got != expected:
-            differing = (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b)
-            position = offset + next(differing, len(got))  # the file may have been cut since it was opened
-            raise IntegrityError(f"{self.label}: header or padding changed at byte {position}, before {before}")
-
-
-class FolderMedium:
-    """An unpacked folder; mode bits aren't checked, since FAT has none."""
-
-    __slots__ = ("_path", "label", "manifest_bytes", "signature_slot")
-
-    def __init__(self, path: Path) -> None:
-        self.label = str(path)
-        self._path = path
-        with _reading(self.label):
-            if not (path / MANIFEST_NAME).exists():
-                raise IntegrityError(f"{path}: is not an unpacked bundle: it has no {MANIFEST_NAME}")
-            self.manifest_bytes = _read_limited(path / MANIFEST_NAME, MAX_MANIFEST_SIZE)
-            self.signature_slot = _read_limited(path / SIGNATURE_NAME, SIGNATURE_SLOT)
+    @property
+    def ordered(self) -> bool:
+        return self._source.ordered
 
     def check_layout(self, manifest: Manifest) -> None:
-        with _reading(self.label):
-            problems = self._problems(manifest)
+        carried = manifest.files if self.delta is None else self.delta.files(manifest)
+        layout = tar_layout(self.manifest_bytes, carried, self._delta_bytes)
+        self._source.expect(layout.size)
+        self._layout = layout
+        self._places = {member.entry.path: index for index, member in enumerate(layout.members)}
+        if self.ordered:
+            return
+        problems: dict[str, str] = {}
+        for index in range(len(layout.members) + 1):
+            if (problem := self._frame_problem(layout, index)) is not None:
+                if not self._source.in_volumes:
+                    raise MediumError(f"{self.label}: {problem}")
+                problems.setdefault(problem.partition(":")[0], problem)
         if problems:
-            raise IntegrityError(list_problems(self.label, problems))
+            raise FrameError(self.label, list(problems.values()))
 
-    def _problems(self, manifest: Manifest) -> list[str]:
-        found = set(_walk(self._path))
-        expected = {entry.path for entry in manifest.files} | {MANIFEST_NAME, SIGNATURE_NAME}
-        problems = [f"{name}: missing" for name in sorted(expected - found)]
-        empty = {name for name in found if name.endswith("/") and any(path.startswith(name) for path in expected)}
-        problems += [f"{shown(name)}: not in the manifest" for name in sorted(found - expected - empty)]
-        problems += [problem for entry in manifest.files if (problem := self._size_problem(entry, found))]
-        return problems
-
-    def _size_problem(self, entry: FileEntry, found: set[str]) -> str | None:
-        if entry.path not in found:
-            return None
-        status = (self._path / entry.path).lstat()
-        return None if status.st_size == entry.size else f"{entry.path}: {status.st_size} bytes, expected {entry.size}"
+    def carries(self, entry: FileEntry) -> bool:
+        return entry.path in self._places
 
     @contextlib.contextmanager
     def reader(self, entry: FileEntry) -> Iterator[ReadAt]:
-        with open_below(self._path, entry.path) as descriptor:
+        layout, index = self._place(entry)
+        if self.ordered:
+            self._pass_frames(layout, index, ask=False)
+        base = layout.members[index].offset
+        yield lambda view, offset: self._source.read_into(view, base + offset)
 
-            def read(view: memoryview, offset: int) -> int:
-                with _reading(str(self._path / entry.path)):
-                    return read_into(descriptor, view, offset)
+    def parts(self, entry: FileEntry, offset: int, size: int) -> tuple[Part, ...]:
+        layout, index = self._place(entry)
+        return self._source.parts(layout.members[index].offset + offset, size)
 
-            yield read
+    def volumes_of(self, entry: FileEntry, offset: int, size: int) -> tuple[str, ...]:
+        return tuple(part.path.name for part in self.parts(entry, offset, size)) if self._source.in_volumes else ()
+
+    def check_end(self, *, ask: bool = True) -> None:
+        if self.ordered and self._layout is not None:
+            self._pass_frames(self._layout, len(self._layout.members), ask=ask, last=ask)
+            self._source.check_end()
 
     def close(self) -> None:
-        """Do nothing: files are opened one at a time."""
+        self._source.close()
+
+    def _place(self, entry: FileEntry) -> tuple[TarLayout, int]:
+        if self._layout is None:
+            raise AssertionError("check_layout comes first")
+        return self._layout, self._places[entry.path]
+
+    def _pass_frames(self, layout: TarLayout, index: int, *, ask: bool, last: bool = True) -> None:
+        """Check the frames up to the one before member ``index``; those on media that are away only if ``ask``."""
+        while self._checked <= index:
+            wanted = ask or (last and self._checked == index)
+            if wanted or self._source.has(_frame_of(layout, self._checked)[0]):
+                problem = self._frame_problem(layout, self._checked)
+                if problem is not None:
+                    raise MediumError(f"{self.label}: {problem}", hint=COPY_HINT)
+            self._checked += 1
+
+    def _frame_problem(self, layout: TarLayout, index: int) -> str | None:
+        offset, expected, before = _frame_of(layout, index)
+        got = take(self._source, len(expected), offset)
+        if got == expected:
+            return None
+        differing = (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b)
+        position = offset + next(differing, len(got))  # the file may have been cut since it was opened
+        if not self._source.in_volumes:
+            return f"header or padding changed at byte {position}, before {before}"
+        (part,) = self._source.parts(position, 1)
+        return f"{part.path.name}: header or padding changed at its byte {part.offset}, before {before}"
 
 
-@contextlib.contextmanager
-def open_below(folder: Path, path: str) -> Iterator[int]:
-    """Yield a descriptor of ``folder/path``, following no link in any component of ``path``.
-
-    Raises:
-        IntegrityError: Missing, a link, or not a regular file.
-    """
-    *parents, name = path.split("/")
-    with contextlib.ExitStack() as stack:
-        current = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, current)
-        for parent in parents:
-            try:
-                current = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-            except OSError:
-                raise IntegrityError(f"{folder / path}: missing, or below a link") from None
-            stack.callback(os.close, current)
-        yield stack.enter_context(open_regular(name, dir_fd=current))
+def _frame_of(layout: TarLayout, index: int) -> tuple[int, bytes, str]:
+    """Return what lies before member ``index``: its offset, its bytes, and how messages call what follows."""
+    if index:
+        member = layout.members[index - 1]
+        gap = member.offset + member.entry.size
+    else:
+        gap = layout.list_offset + len(layout.list_member)
+    if index == len(layout.members):
+        return gap, _padding(gap) + TRAILER, "the end"
+    entry = layout.members[index].entry
+    return gap, _padding(gap) + member_header(entry.path, entry.size, entry.mode), entry.path
 
 
-def list_problems(label: str, problems: list[str], *, limit: int = 20) -> str:
-    """Return one message for many problems: the first ``limit``, and how many more."""
-    more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  ".join([f"{label}: {count}:", *problems[:limit], *more])
-
-
-def _read_manifest(descriptor: int, label: str) -> bytes:
-    block = read_exactly(descriptor, BLOCK, 0)
-    size_field = re.fullmatch(rb"([0-7]{11})\0", block[124:136])
-    if size_field is None:
-        raise IntegrityError(f"{label}: {_NOT_A_BUNDLE}")
-    size = int(size_field[1], 8)
-    if block != member_header(MANIFEST_NAME, size, 0o644):
-        raise IntegrityError(f"{label}: {_NOT_A_BUNDLE}")
+def _read_manifest(source: ByteSource) -> bytes:
+    block = take(source, BLOCK, 0)
+    size = _octal_size(block)
+    if size is None or block != member_header(MANIFEST_NAME, size, 0o644):
+        raise IntegrityError(f"{source.label}: {_NOT_A_BUNDLE}")
     if size > MAX_MANIFEST_SIZE:
-        raise IntegrityError(f"{label}: {MANIFEST_NAME} has {size} bytes, at most {MAX_MANIFEST_SIZE} are allowed")
-    data = read_exactly(descriptor, size, BLOCK)
+        msg = f"{source.label}: {MANIFEST_NAME} has {size} bytes, at most {MAX_MANIFEST_SIZE} are allowed"
+        raise IntegrityError(msg)
+    data = take(source, size, BLOCK)
     if len(data) < size:
-        raise IntegrityError(f"{label}: truncated within {MANIFEST_NAME}", hint=_COPY_HINT)
+        raise IntegrityError(f"{source.label}: truncated within {MANIFEST_NAME}", hint=COPY_HINT)
     return data
 
 
-def _read_limited(path: Path, limit: int) -> bytes:
-    with open_regular(path) as descriptor:
-        size = os.fstat(descriptor).st_size
-        if size > limit:
-            raise IntegrityError(f"{path}: {size} bytes, at most {limit} are allowed")
-        return read_exactly(descriptor, size, 0)
+def _read_delta(source: ByteSource, offset: int) -> bytes | None:
+    """Return the bytes of delta.json, which follows the slot, or None where a payload file or the end does."""
+    block = source.peek(BLOCK, offset)
+    if block[:100].rstrip(b"\0") != DELTA_NAME.encode():
+        return None
+    size = _octal_size(block)
+    if size is None or block != member_header(DELTA_NAME, size, 0o644):
+        raise IntegrityError(f"{source.label}: the header of {DELTA_NAME} was changed")
+    if size > MAX_DELTA_SIZE:
+        msg = f"{source.label}: {DELTA_NAME} has {size} bytes, at most {MAX_DELTA_SIZE} are allowed"
+        raise IntegrityError(msg)
+    data = take(source, padded(size), offset + BLOCK)
+    if len(data) < padded(size):
+        raise IntegrityError(f"{source.label}: truncated within {DELTA_NAME}", hint=COPY_HINT)
+    if any(data[size:]):
+        raise IntegrityError(f"{source.label}: the padding behind {DELTA_NAME} was changed")
+    return data[:size]
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Yield every path below ``root`` that isn't a folder; links count as files, an empty folder ends in ``/``."""
-    pending = [""]
-    while pending:
-        below = pending.pop()
-        with os.scandir(root / below) as scan:
-            entries = list(scan)
-        if below and (not entries or len(os.fsencode(below)) > MAX_PATH):
-            yield f"{below}/"  # no manifest can name anything below a path this long
-            continue
-        for entry in entries:
-            path = f"{below}/{entry.name}" if below else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(path)
-            else:
-                yield path
-
-
-@contextlib.contextmanager
-def _reading(label: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, f"read {label}") from error
+def _octal_size(block: bytes) -> int | None:
+    match = re.fullmatch(rb"([0-7]{11})\0", block[124:136])
+    return None if match is None else int(match[1], 8)
 
 
 def _padding(end: int) -> bytes:

@@ -23,6 +23,16 @@ ReadAt: TypeAlias = Callable[[memoryview, int], int]
 """Fills a view from an offset within one file, returns how many bytes there were."""
 
 
+class Sink(Protocol):
+    """Where the bytes of one file go that doesn't lie in one descriptor; offsets are within that file."""
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write all of ``view``."""
+
+    def settle(self, offset: int, size: int) -> None:
+        """Begin to bring a part to the disk, without waiting."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """A part of one file: ``offset`` and ``size`` in bytes within the file, its sha256, its chunk's index if any."""
@@ -75,19 +85,20 @@ class Transfer:
     progress: Progress
     stop: threading.Event
 
-    def check(self, piece: Piece, read: ReadAt, buffer: memoryview, sink: tuple[int, int] | None = None) -> str:
+    def check(self, piece: Piece, read: ReadAt, buffer: memoryview, sink: Sink | tuple[int, int] | None = None) -> str:
         """Read a piece, hash it, write it.
 
         Args:
             piece: What to read.
             read: Fills a view from an offset within the piece's file.
             buffer: Scratch space.
-            sink: Descriptor to write to and where the file begins in it, or None.
+            sink: Where to write: a sink, or a descriptor and where the file begins in it. None only checks.
 
         Returns:
             The hex digest of what was read, or a sentence when the source was too short.
         """
         digest, done = hashlib.sha256(), 0
+        target = _DescriptorSink(*sink) if isinstance(sink, tuple) else sink
         while done < piece.size:
             if self.stop.is_set():
                 raise Stopped
@@ -96,13 +107,25 @@ class Transfer:
             if count < len(view):
                 return f"only {done + count} of {piece.size} bytes"
             digest.update(view)
-            if sink is not None:
-                write_all(sink[0], view, sink[1] + piece.offset + done)
+            if target is not None:
+                target.write(view, piece.offset + done)
             done += count
             self.progress.advance(count)
-        if sink is not None and piece.index is not None:
-            start_writing_back(sink[0], sink[1] + piece.offset, piece.size)
+        if target is not None and piece.index is not None:
+            target.settle(piece.offset, piece.size)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _DescriptorSink:
+    descriptor: int
+    base: int
+
+    def write(self, view: memoryview, offset: int) -> None:
+        write_all(self.descriptor, view, self.base + offset)
+
+    def settle(self, offset: int, size: int) -> None:
+        start_writing_back(self.descriptor, self.base + offset, size)
 
 
 def pieces_of(entry: FileEntry) -> Iterator[Piece]:

@@ -1,4 +1,4 @@
-"""The tar of a bundle as a pure function of its manifest.
+"""The tar of a bundle as a pure function of its manifest, and of its delta.json where it is a delta.
 
 A reader never interprets a header. It computes the offset of every member and the bytes of every header and of every
 padding, and requires exactly those, so links, duplicates, sparse files and path overrides can't be expressed.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from manifests.delta import DELTA_NAME
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry
 
 BLOCK: Final = 512
@@ -34,12 +35,21 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarLayout:
-    """All places in a bundle: the signature slot, the members, the trailer, and the size of it all, in bytes."""
+    """All places in a bundle: the signature slot, the members, the trailer, and the size of it all, in bytes.
+
+    ``list_member`` is all of ``delta.json`` with header and padding, right behind the slot; a full bundle has none.
+    """
 
     head: bytes
     signature_offset: int
+    list_member: bytes
     members: tuple[Member, ...]
     trailer_offset: int
+
+    @property
+    def list_offset(self) -> int:
+        """Where the signature slot ends."""
+        return self.signature_offset + SIGNATURE_SLOT
 
     @property
     def size(self) -> int:
@@ -78,20 +88,24 @@ def header_size(path: str) -> int:
 
 def head_of(manifest: bytes) -> bytes:
     """Return the bundle's first bytes, up to and without the content of the signature slot."""
-    return (
-        member_header(MANIFEST_NAME, len(manifest), 0o644)
-        + manifest
-        + bytes(padded(len(manifest)) - len(manifest))
-        + member_header(SIGNATURE_NAME, SIGNATURE_SLOT, 0o644)
-    )
+    return _whole_member(MANIFEST_NAME, manifest) + member_header(SIGNATURE_NAME, SIGNATURE_SLOT, 0o644)
 
 
-def tar_layout(manifest: bytes, files: tuple[FileEntry, ...]) -> TarLayout:
-    """Compute the layout of the bundle with these manifest bytes and these files."""
+def tar_layout(manifest: bytes, files: tuple[FileEntry, ...], delta: bytes | None = None) -> TarLayout:
+    """Compute the layout of the bundle with these manifest bytes that carries these files.
+
+    ``delta`` holds the bytes of delta.json, None for a full bundle.
+    """
     head = head_of(manifest)
-    members = tuple(_members(files, len(head) + SIGNATURE_SLOT))
-    end = members[-1].end if members else len(head) + SIGNATURE_SLOT
-    return TarLayout(head=head, signature_offset=len(head), members=members, trailer_offset=end)
+    listed = b"" if delta is None else _whole_member(DELTA_NAME, delta)
+    start = len(head) + SIGNATURE_SLOT + len(listed)
+    members = tuple(_members(files, start))
+    end = members[-1].end if members else start
+    return TarLayout(head=head, signature_offset=len(head), list_member=listed, members=members, trailer_offset=end)
+
+
+def _whole_member(name: str, content: bytes) -> bytes:
+    return member_header(name, len(content), 0o644) + content + bytes(padded(len(content)) - len(content))
 
 
 def _members(files: tuple[FileEntry, ...], position: int) -> Iterator[Member]:

@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from manifests.errors import DiskError, IntegrityError, UsageError
+from manifests.errors import DiskError, IntegrityError, TrustError, UsageError
 from manifests.files import disk_error, locked
 from manifests.manifest import KINDS, MANIFEST_NAME, SIGNATURE_NAME
+from runtime.audit import AUDIT_NAME
+from runtime.carried import interpreters_folder, unpacked_paths, unused_paths
 from runtime.install import sweep, vouched_keys, written_settings
-from runtime.layout import RECEIPT_NAME, Prefix, Release, exclusive, walk_files
+from runtime.layout import ASIDE_NAME, RECEIPT_NAME, Prefix, Release, exclusive, walk_files
 from runtime.state import load_state, record
-from runtime.trust import TRUST_NAME
+from runtime.trust import REVOKED_NAME, TRUST_NAME, pinned_text
 
+_RECEIPTS: Final = (RECEIPT_NAME, ASIDE_NAME)
 _RELEASE: Final = re.compile(r".+-[0-9a-f]{12}")
 _BLOB: Final = re.compile(r"sha256/([0-9a-f]{2})/\1[0-9a-f]{62}x?(\.partial)?")
 
@@ -66,6 +69,7 @@ def collect(prefix: Prefix, *, keep: int = 0) -> Collected:
     try:
         with exclusive(prefix, "gc"):
             kept = _kept_releases(prefix, keep)
+            kept |= {release.name: "in repair" for release in prefix.all_releases() if release.in_repair}
             removed = []
             for release in list(prefix.all_releases()):
                 if release.is_complete and release.name not in kept:
@@ -119,16 +123,19 @@ def _held(release: Release) -> Iterator[bool]:
 
 def _sweep_counted(prefix: Prefix, space: _Space) -> None:
     """Remove unfinished releases, uv's cache and the bytecode of releases that are gone."""
-    names = {release.name for release in prefix.all_releases() if release.is_complete}
+    names = {release.name for release in prefix.all_releases() if release.is_complete or release.in_repair}
     bytecode = prefix.var / "cache" / "bytecode"
     gone = [path for path in bytecode.iterdir() if path.name not in names] if bytecode.is_dir() else []
-    unfinished = [release.path for release in prefix.all_releases() if not release.is_complete]
+    unfinished = [release.path for release in prefix.all_releases() if release.name not in names]
     cache = prefix.var / "cache" / "uv"
     for path in (*unfinished, *gone, *([cache] if cache.exists() else [])):
         space.count(path)
         if path not in unfinished:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     sweep(prefix)
+    for path in unused_paths(prefix):
+        space.count(path)
+        shutil.rmtree(path)
 
 
 def _drop_blobs(prefix: Prefix, space: _Space) -> int:
@@ -157,24 +164,29 @@ class Uninstalled:
     left: tuple[str, ...]
 
 
-def uninstall(prefix: Prefix, *, confirm: Callable[[], None] = lambda: None) -> Uninstalled:
-    """Remove everything that Sealift put below a prefix; the operator's own files stay and are named.
+def uninstall(prefix: Prefix, *, confirm: Callable[[], None] = lambda: None, purge: bool = False) -> Uninstalled:
+    """Remove everything that Sealift put below a prefix; what is the operator's stays and is named.
+
+    The operator's are signers confirmed with ``trust init``, ``revoked_keys``, settings that were changed, and whatever
+    no install made. The copy of ``allowed_signers`` that ``install --trust`` leaves goes.
 
     Args:
         prefix: Where.
+        purge: Remove the operator's signers, revoked keys and changed settings too, and every log.
         confirm: Called once it is certain that nothing is in use; raises to call the removal off.
 
     Raises:
         UsageError: There is nothing of ours.
         DiskError: A server or an installer is at work, or something can't be removed.
     """
-    if not (prefix.state.exists() or any(prefix.all_releases()) or prefix.store.is_dir()):
+    there = prefix.state.exists() or any(prefix.all_releases()) or prefix.store.is_dir()
+    if not there and not (purge and _is_pinned(prefix)):
         raise UsageError(f"{prefix.path}: nothing is installed here", hint=f"runtime status --prefix {prefix.path}")
     space = _Space()
     try:
         with exclusive(prefix, "uninstall"), _all_held(prefix):
             confirm()
-            ours = sorted(_ours(prefix))
+            ours = sorted({*_ours(prefix), *(_settings(prefix) if purge else ())})
             for path in ours:
                 space.count(path)
             _remove_in_order(prefix, ours)
@@ -206,16 +218,33 @@ def _ours(prefix: Prefix) -> Iterator[Path]:
         if _RELEASE.fullmatch(release.name):
             yield from (release.path / name for name in _release_files(release))
     yield from (prefix.store / name for name in walk_files(prefix.store) if _BLOB.fullmatch(name))
+    yield from (path / name for path in unpacked_paths(prefix) for name in walk_files(path))
     settings = written_settings(prefix)
     yield from (path for path, contents in settings.items() if path.is_file() and path.read_bytes() in contents)
-    own = (prefix.current, prefix.state, prefix.etc / TRUST_NAME, prefix.install_lock, prefix.use_lock)
-    logs = (var / "install.holder", var / "logs" / "releases.log", *prefix.path.glob(".*.partial"))
+    copied = () if _is_pinned(prefix) else (prefix.etc / TRUST_NAME,)
+    own = (prefix.current, prefix.state, *copied, prefix.install_lock, prefix.use_lock)
+    logs = (var / "install.holder", var / AUDIT_NAME, var / "logs" / "releases.log", *prefix.path.glob(".*.partial"))
     yield from (path for path in (*own, *logs) if path.is_symlink() or path.is_file())
+
+
+def _settings(prefix: Prefix) -> Iterator[Path]:
+    """Yield what is the operator's by content but has a name that Sealift gave; never all of a folder of that name."""
+    named = (prefix.etc / TRUST_NAME, prefix.etc / REVOKED_NAME, *written_settings(prefix))
+    yield from (path for path in named if path.is_symlink() or path.is_file())
+    logs = prefix.var / "logs"
+    yield from (logs / name for name in walk_files(logs))
+
+
+def _is_pinned(prefix: Prefix) -> bool:
+    try:
+        return pinned_text(prefix) is not None
+    except TrustError:  # not what an install writes either
+        return True
 
 
 def _release_files(release: Release) -> Iterator[str]:
     """Yield the files of a release that an install made: the manifest's, our three, the venv."""
-    known = {MANIFEST_NAME, SIGNATURE_NAME, RECEIPT_NAME}
+    known = {MANIFEST_NAME, SIGNATURE_NAME, *_RECEIPTS}
     folders: tuple[str, ...] = ("venv/",)
     try:
         known |= {entry.path for entry in release.manifest().files}
@@ -233,7 +262,7 @@ def _remove_in_order(prefix: Prefix, ours: list[Path]) -> None:
     def rank(path: Path) -> int:
         if path in last:
             return 3 + last.index(path)
-        return 0 if path == prefix.current else 1 if path.name == RECEIPT_NAME else 2
+        return 0 if path == prefix.current else 1 if path.name in _RECEIPTS else 2
 
     for path in sorted(ours, key=rank):
         path.unlink(missing_ok=True)
@@ -242,7 +271,7 @@ def _remove_in_order(prefix: Prefix, ours: list[Path]) -> None:
 def _remove_folders(prefix: Prefix) -> None:
     """Remove the folders of the layout that are empty now, and the prefix itself."""
     (prefix.var / "install.holder").unlink(missing_ok=True)
-    for top in (prefix.store, prefix.releases, prefix.etc, prefix.var):
+    for top in (prefix.store, prefix.releases, interpreters_folder(prefix), prefix.etc, prefix.var):
         for folder, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
                 Path(folder).rmdir()

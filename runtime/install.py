@@ -1,8 +1,9 @@
 """Installing a trusted bundle as a transaction.
 
-Preflight, then one pass into the store, hard links under the real names, the venv at its final path, smoke test,
-receipt, and last of all ``current``. Killed at any instant, what was live stays live: a release counts only once its
-receipt is there, and the receipt is written only after everything before it is durable.
+Preflight, then one pass into the store, wheels first: from them the venv is made and checked at its final path while
+the models are still copied. Hard links under the real names, receipt, and last of all ``current``. Killed at any
+instant, what was live stays live: a release counts only once its receipt is there, and the receipt is written only
+after everything before it is durable.
 """
 
 import contextlib
@@ -15,20 +16,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from manifests.bundle import TrustedBundle
+from manifests.delta import base_error
 from manifests.errors import IntegrityError, UsageError
 from manifests.files import disk_error, free_space, replace_link, write_atomic
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest
+from manifests.medium import Medium
 from manifests.pieces import Progress
 from manifests.progress import format_size
-from runtime.interpreter import find_interpreter
+from runtime.beside import beside
+from runtime.environment import Environment, drop_uv_cache
+from runtime.interpreter import Interpreter
 from runtime.layout import RECEIPT_NAME, Prefix, Receipt, Release, exclusive
+from runtime.policy import check_contents, check_names
 from runtime.preflight import disk_needed, preflight, require
-from runtime.smoke import smoke_test
 from runtime.state import State, advance_state, check_may_install, downgrade_note, load_state, record
 from runtime.steps import Checkpoint, go_on
 from runtime.store import Store
 from runtime.trust import copy_trust
-from runtime.venv import build_venv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,31 +76,36 @@ def install(
         report: Told of every step, in a few words.
 
     Raises:
-        PolicyError: Older than what was ever installed here.
+        PolicyError: Older than what was ever installed here, or its own signed policy refuses a file.
         HostError: The host does not fit.
         DiskError: No space, no permission, or another installer is at work.
         IntegrityError: The bundle's content is not what was signed.
         InstallError: uv or the smoke test refuses.
     """
     check_may_install(load_state(prefix), bundle.manifest, allow_downgrade=options.allow_downgrade)
+    check_names(bundle.manifest)
     release = prefix.release_for(bundle.manifest, bundle.digest)
     if not release.is_complete:
         needed, free = disk_needed(bundle.manifest, prefix), free_space(prefix.path)
         report(f"preflight: writes {format_size(needed)}, {format_size(free)} are free")
         require(preflight(bundle.manifest, prefix, python=options.python))
         bundle.medium.check_layout(bundle.manifest)
+        if (lacking := base_problem(bundle.medium, bundle.manifest, prefix)) is not None:
+            raise lacking
     with exclusive(prefix, "install"):
         options.checkpoint("locked")
         state = load_state(prefix)
         check_may_install(state, bundle.manifest, allow_downgrade=options.allow_downgrade)
         for note in options.notes:
             record(prefix, f"install {release.name}: {note}")
-        if not release.is_complete:
+        made = not release.is_complete
+        if made:
             sweep(prefix)
+            release.remove()  # where a repair of it was stopped
             options.checkpoint("swept")
             _make_release(bundle, prefix, release, options, progress=progress, report=report)
-        changed = _go_live(prefix, release, bundle.manifest, state, options.checkpoint)
-        return Installed(release=release, changed=changed)
+        flipped = _go_live(prefix, release, bundle.manifest, state, options.checkpoint)
+        return Installed(release=release, changed=made or flipped)
 
 
 def _make_release(
@@ -111,30 +120,45 @@ def _make_release(
     manifest, checkpoint = bundle.manifest, options.checkpoint
     report("copy and verify")
     store = Store(root=prefix.store, checkpoint=checkpoint)
-    store.ingest(bundle.medium, manifest.files, vouched_keys(prefix), progress)
-    checkpoint("store filled")
+    vouched = vouched_keys(prefix)
+    wheels = manifest.of_kind("bootstrap") + manifest.of_kind("wheel")
+    rest = tuple(entry for entry in manifest.files if entry.kind not in {"bootstrap", "wheel"})
+    environment = Environment(
+        prefix=prefix,
+        release=release,
+        manifest=manifest,
+        python=options.python,
+        smoke=options.smoke,
+        checkpoint=checkpoint,
+        report=report,
+    )
+    store.ingest(bundle.medium, wheels, vouched, progress)
+    checkpoint("wheels stored")
     try:
-        report("link")
-        _link_files(store, release, manifest.files)
-        checkpoint("files linked")
-        write_atomic(release.path / MANIFEST_NAME, bundle.medium.manifest_bytes, mode=0o444)
-        checkpoint("manifest written")
-        write_atomic(release.path / SIGNATURE_NAME, bundle.medium.signature_slot, mode=0o444)
-        checkpoint("signature written")
+        _link_files(store, release, wheels)
+        checkpoint("wheels linked")
         report("virtual environment")
-        interpreter = find_interpreter(manifest.target.python, options.python)
-        build_venv(prefix, release, manifest, interpreter)
-        checkpoint("venv made")
-        if options.smoke:
-            report("smoke test")
-            smoke_test(prefix, release, manifest)
-            checkpoint("smoke tested")
+        # uv works while the models are copied: all that it gets to see was verified.
+        with beside(environment.make) as made:
+            known = vouched.union(entry.store_key for entry in wheels)
+            store.ingest(bundle.medium, rest, known, progress)
+            bundle.medium.check_end(ask=False)
+            checkpoint("store filled")
+            report("link")
+            _link_files(store, release, rest)
+            checkpoint("files linked")
+            check_contents(manifest, release.path)
+            write_atomic(release.path / MANIFEST_NAME, bundle.medium.manifest_bytes, mode=0o444)
+            checkpoint("manifest written")
+            write_atomic(release.path / SIGNATURE_NAME, bundle.medium.signature_slot, mode=0o444)
+            checkpoint("signature written")
+            interpreter = made.result()
         _write_settings(prefix, release, manifest, options)
         checkpoint("settings written")
         report("receipt")
         os.sync()
         checkpoint("synced")
-        _write_receipt(bundle, release, str(interpreter.executable))
+        write_atomic(release.path / RECEIPT_NAME, new_receipt(bundle, release, interpreter).encode(), mode=0o444)
         checkpoint("receipt written")
     except BaseException:
         # Not the store: its verified files make the next attempt fast.
@@ -143,15 +167,26 @@ def _make_release(
         raise
 
 
-def sweep(prefix: Prefix) -> None:
-    """Remove what interrupted installs left: folders without a receipt are not releases.
+def base_problem(medium: Medium, manifest: Manifest, prefix: Prefix) -> IntegrityError | None:
+    """Return (not raise) what is wrong with the base of a delta, None if all that it leaves out is there.
 
-    uv's cache goes with them: after a power cut nobody knows which of its files are whole, and uv doesn't check them.
+    Sizes are compared here; contents are checked while it is installed. The error names the base.
     """
-    unfinished = [release.path for release in prefix.all_releases() if not release.is_complete]
-    for folder in [*unfinished, prefix.var / "cache" / "uv"] if unfinished else []:
-        if folder.exists():
-            shutil.rmtree(folder)
+    problems = Store(root=prefix.store).lacking(medium, manifest.files)
+    return base_error(medium.label, medium.delta, problems) if medium.delta is not None and problems else None
+
+
+def sweep(prefix: Prefix) -> None:
+    """Remove what interrupted installs left: folders without a receipt are not releases, unless a repair is to end.
+
+    uv's cache goes with them: after a power cut nobody knows which of its files are whole.
+    """
+    stopped = [release for release in prefix.all_releases() if not release.is_complete]
+    for release in stopped:
+        if not release.in_repair:
+            shutil.rmtree(release.path)
+    if stopped:
+        drop_uv_cache(prefix)
     for leftover in (*prefix.path.glob(".*.partial"), *(prefix.var / "run").iterdir()):
         if leftover.is_symlink() or leftover.is_file():
             leftover.unlink()
@@ -203,7 +238,7 @@ def written_settings(prefix: Prefix) -> dict[Path, set[bytes]]:
 
 def _settings(prefix: Prefix, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     for entry in manifest.of_kind("config"):
-        if entry.path.endswith((".env", ".service", ".sh")):
+        if entry.path.endswith((".env", ".service", ".timer", ".sh")):
             yield entry.path, prefix.etc / Path(entry.path).name
 
 
@@ -217,19 +252,19 @@ def _expanded(prefix: Prefix, release: Release, path: str) -> bytes | None:
     return string.Template(text).safe_substitute(values).encode()
 
 
-def _write_receipt(bundle: TrustedBundle, release: Release, python: str) -> None:
-    receipt = Receipt(
+def new_receipt(bundle: TrustedBundle, release: Release, interpreter: Interpreter) -> Receipt:
+    """Return the receipt of a release as it lies there now."""
+    return Receipt(
         digest=bundle.digest,
         installed=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         signers=tuple(f"{signer.principals} {signer.fingerprint}" for signer in bundle.signers),
-        python=python,
+        python=str(interpreter.executable),
         stats=release.stats(bundle.manifest),
     )
-    write_atomic(release.path / RECEIPT_NAME, receipt.encode(), mode=0o444)
 
 
 def _go_live(prefix: Prefix, release: Release, manifest: Manifest, state: State | None, checkpoint: Checkpoint) -> bool:
-    before = prefix.live()
+    before = prefix.live() or prefix.stopped_repair()
     if before is not None and before.name == release.name:
         return False
     record(prefix, f"install {release.name}{downgrade_note(state, manifest)}")
@@ -248,7 +283,7 @@ def rollback(prefix: Prefix) -> Release:
     Raises:
         UsageError: There is none, or it was removed.
     """
-    live = prefix.require_live()
+    live = prefix.stopped_repair() or prefix.require_live()
     with exclusive(prefix, "rollback"):
         state = load_state(prefix)
         names = {release.name: release for release in prefix.all_releases() if release.is_complete}

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,10 +12,12 @@ from manifests.fields import nearest_hint
 from manifests.manifest import Manifest
 from runtime.layout import Prefix, Release, make_folder
 from runtime.overrides import load_variables
+from runtime.policy import check_contents, check_names
 from runtime.seal import sealed_environment
 from runtime.smoke import bytecode_folder
 
 SERVER_MODULE: Final = "runtime.server"
+SERVER_LOG: Final = "server.log"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -36,7 +38,11 @@ def server_command(prefix: Prefix, release: Release, module: str, options: Seque
 
     Raises:
         UsageError: A line of the operator's own ``etc/offline.env`` can't be read.
+        PolicyError: The signed policy refuses a file of a model.
     """
+    manifest = release.manifest()
+    check_names(manifest)
+    check_contents(manifest, release.path)
     variables = load_variables(prefix, release)
     make_folder(prefix.var / "cache")
     arguments = (
@@ -70,25 +76,44 @@ def launch(
     *,
     host: str,
     port: int,
+    options: Sequence[str] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Replace this process by the server. Returns only by raising; ``report`` is told what an operator should know.
+
+    ``options`` are more of the server's own.
 
     Raises:
         UsageError: Nothing is installed, no such model, or an unusable line in ``etc/offline.env``.
     """
     release = _hold_live(prefix)
     check_models(release.manifest(), models)
-    options = ["--host", host, "--port", str(port)]
+    told = ["--host", host, "--port", str(port), "--state", str(prefix.var / "run" / f"server-{port}.json")]
     for name in models:
-        options += ["--model", name]
-    options += _log_level(load_variables(prefix, release).values.get("LOG_LEVEL", ""))
-    command = server_command(prefix, release, SERVER_MODULE, options)
+        told += ["--model", name]
+    told += [*_log_options(load_variables(prefix, release).values), *options]
+    command = server_command(prefix, release, SERVER_MODULE, told)
     for note in command.notes:
         report(note)
     _hold_shared_lock(prefix.use_lock)
     os.chdir(prefix.var)
     os.execve(command.arguments[0], command.arguments, command.environment)  # noqa: S606 # no shell is the point
+
+
+def _log_options(variables: Mapping[str, str]) -> list[str]:
+    """Return the server's options for LOG_LEVEL, LOG_FILE and LOG_JSON.
+
+    LOG_FILE is an application's own; two programs can't rotate one file, so the server's lies beside it.
+
+    Raises:
+        UsageError: One has a value that means nothing.
+    """
+    file, as_json = variables.get("LOG_FILE", ""), variables.get("LOG_JSON", "").strip().lower()
+    if as_json not in {"", "true", "false", "1", "0", "yes", "no", "on", "off"}:
+        raise UsageError(f"LOG_JSON: expected true or false, got {as_json!r}", hint="see etc/offline.env")
+    options = _log_level(variables.get("LOG_LEVEL", ""))
+    options += ["--log-file", str(Path(file).parent / SERVER_LOG)] if file else []
+    return [*options, *(["--log-json"] if as_json in {"true", "1", "yes", "on"} else [])]
 
 
 def _log_level(value: str) -> list[str]:

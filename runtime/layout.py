@@ -10,7 +10,8 @@
       var/                        cache, logs, run
       state.json
 
-A folder below ``releases/`` without ``receipt.json`` is not a release: an installer was stopped there.
+A folder below ``releases/`` without ``receipt.json`` is not a release: an installer was stopped there, or with
+``receipt.json.aside`` a repair.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ from manifests.files import disk_error, locked, sync_folder
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, manifest_digest, parse_manifest
 
 RECEIPT_NAME: Final = "receipt.json"
+ASIDE_NAME: Final = "receipt.json.aside"
+"""Where a repair keeps the receipt of a release while it makes the environment anew."""
 DIGEST_LENGTH: Final = 12
 
 
@@ -84,9 +87,15 @@ class Release:
         """Whether the install came to its end."""
         return (self.path / RECEIPT_NAME).is_file()
 
+    @property
+    def in_repair(self) -> bool:
+        """Whether a repair is at work here, or was stopped: no release until `runtime repair` ends."""
+        return not self.is_complete and (self.path / ASIDE_NAME).is_file()
+
     def remove(self) -> None:
         """Remove the folder, the receipt first: what is left after an interruption is no release any more."""
         (self.path / RECEIPT_NAME).unlink(missing_ok=True)
+        (self.path / ASIDE_NAME).unlink(missing_ok=True)
         if self.path.exists():
             sync_folder(self.path)
             shutil.rmtree(self.path)
@@ -115,11 +124,11 @@ class Release:
         """Keep the release from being removed while it is worked with.
 
         Raises:
-            DiskError: It is being removed.
+            DiskError: It is being removed or repaired.
         """
         descriptor = self.hold()
         if descriptor is None:
-            raise DiskError(f"{self.path}: is being removed", hint="runtime status")
+            raise DiskError(f"{self.path}: is being removed or repaired", hint="runtime status")
         try:
             yield
         finally:
@@ -151,12 +160,12 @@ class Release:
         return {path: (status.st_size, status.st_mtime_ns, status.st_ino) for path, status in found.items()}
 
     def receipt(self) -> Receipt:
-        """Return the receipt.
+        """Return the receipt, of a release in repair the one that was set aside.
 
         Raises:
             IntegrityError: Missing or damaged.
         """
-        path = self.path / RECEIPT_NAME
+        path = self.path / (ASIDE_NAME if self.in_repair else RECEIPT_NAME)
         try:
             data = json.loads(_read(path))
         except ValueError as error:
@@ -232,18 +241,31 @@ class Prefix:
 
     def live(self) -> Release | None:
         """Return the release that ``current`` points at, by its own path, or None."""
+        release = self._pointed()
+        return release if release is not None and release.is_complete else None
+
+    def stopped_repair(self) -> Release | None:
+        """Return the release that ``current`` points at where a repair of it was stopped, or None."""
+        release = self._pointed()
+        return release if release is not None and release.in_repair else None
+
+    def _pointed(self) -> Release | None:
         if not self.current.is_symlink():
             return None
         release = Release(path=self.current.resolve())
-        return release if release.path.parent == self.releases.resolve() and release.is_complete else None
+        return release if release.path.parent == self.releases.resolve() else None
 
     def require_live(self) -> Release:
         """Return the live release.
 
         Raises:
             UsageError: Nothing is installed.
+            IntegrityError: What was live is in repair.
         """
         release = self.live()
+        if release is None and (stopped := self.stopped_repair()) is not None:
+            msg = f"{stopped.path}: its repair has not come to its end, so nothing is live"
+            raise IntegrityError(msg, hint=f"runtime repair --prefix {self.path}")
         if release is None:
             msg = f"{self.path}: nothing is installed here"
             raise UsageError(msg, hint=f"runtime install BUNDLE --prefix {self.path} --trust ALLOWED_SIGNERS")

@@ -1,7 +1,12 @@
-"""Whether this host fits the bundle, before anything is written."""
+"""Whether this host fits the bundle, before anything is written: what an install needs, and what go-live asks besides.
 
+Hard links are tried for real, in a temporary folder that is gone again when the row is there.
+"""
+
+import errno
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +14,24 @@ from typing import Final
 
 from manifests.errors import DiskError, HostError
 from manifests.files import free_space
-from manifests.manifest import HostNeeds, Manifest
+from manifests.manifest import Manifest
 from manifests.medium import list_problems
 from manifests.progress import format_size
 from manifests.standalone import archive_version, find_archive
+from runtime.hostfacts import Host, Limit
 from runtime.interpreter import Interpreter, find_interpreter, this_interpreter
 from runtime.layout import Prefix
 from runtime.store import Store
 
 _MANYLINUX: Final = re.compile(r"(x86_64|aarch64)-manylinux_(\d+)_(\d+)")
 _LINUX: Final = re.compile(r"(x86_64|aarch64)-unknown-linux-gnu")
+_KERNEL_KEEPS: Final = 16  # a host sold with 32 GiB shows a few percent less: at most 1/16 of it is forgiven
+_BYTES_PER_FILE: Final = 16 * 1024  # what a file of an unpacked wheel has on average, and then some
+_UNTRIED: Final = frozenset({errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+_WHERE_LIMITED: Final = {
+    "cpu cores": "systemd: CPUQuota= and AllowedCPUs=; a container: --cpus",
+    "memory": "systemd: MemoryMax=; a container: --memory",
+}
 _MACOS: Final = re.compile(r"(aarch64|x86_64)-apple-darwin")
 
 
@@ -26,7 +39,8 @@ _MACOS: Final = re.compile(r"(aarch64|x86_64)-apple-darwin")
 class Check:
     """One row of the table: what was asked, found against needed, and how bad a miss is.
 
-    ``verdict`` is ``ok``, ``warning`` or ``failed``; ``exit_code`` is what a failed one ends with.
+    ``verdict`` is ``ok``, ``note`` (nothing is asked, but somebody wants to know), ``warning`` or ``failed``;
+    ``exit_code`` is what a failed one ends with. Whatever isn't ok has a ``remedy``.
     """
 
     name: str
@@ -37,13 +51,23 @@ class Check:
     exit_code: int = HostError.exit_code
 
 
-def preflight(manifest: Manifest, prefix: Prefix, *, python: Path | None = None) -> tuple[Check, ...]:
-    """Return every check of this host against the manifest, failed ones included; nothing is raised or written."""
-    checks = [_python_check(manifest, python)]
-    checks += [_writable_check(prefix), _disk_check(manifest, prefix)]
-    checks += _needs_checks(manifest.minimum, prefix, "failed")
-    checks += _needs_checks(manifest.recommended, prefix, "warning")
+def preflight(
+    manifest: Manifest, prefix: Prefix, *, python: Path | None = None, host: Host | None = None
+) -> tuple[Check, ...]:
+    """Return what an install asks of this host, failed checks included; nothing is raised, nothing stays written."""
+    host = host or Host()
+    checks = [_python_check(manifest, python), _writable_check(prefix)]
+    checks += [_disk_check(manifest, prefix), _inode_check(manifest, prefix)]
+    checks += [*_link_checks(prefix, host), *_needs_checks(manifest, prefix, host)]
     return tuple(checks)
+
+
+def existing_parent(path: Path) -> Path:
+    """Return ``path`` itself, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def require(checks: tuple[Check, ...]) -> None:
@@ -105,9 +129,7 @@ def _python_check(manifest: Manifest, python: Path | None) -> Check:
 
 
 def _writable_check(prefix: Prefix) -> Check:
-    existing = prefix.path.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = existing_parent(prefix.path)
     remedy = f"choose a --prefix that you may write, or make it first: mkdir -p {prefix.path} && chown"
     row: Callable[[str, str, str], Check] = lambda found, verdict, text: Check(  # noqa: E731 # one row, three outcomes
         name="prefix", found=found, needed="a folder that may be written", verdict=verdict, remedy=text, exit_code=7
@@ -136,18 +158,76 @@ def _disk_check(manifest: Manifest, prefix: Prefix) -> Check:
     )
 
 
-def _needs_checks(needs: HostNeeds, prefix: Prefix, miss: str) -> Iterator[Check]:
-    facts: tuple[tuple[str, int, int, Callable[[float], str]], ...] = (
-        ("cpu cores", len(os.sched_getaffinity(0)), needs.cpu_cores, lambda count: f"{count:.0f}"),
-        ("memory", _memory(), needs.memory, format_size),
-        ("disk", free_space(prefix.path), needs.disk, format_size),
+def _inode_check(manifest: Manifest, prefix: Prefix) -> Check:
+    """Count what is certain, the bundle's own files; what wheels unpack to is a guess, and only warned about."""
+    stats = os.statvfs(existing_parent(prefix.path))
+    unpacked = manifest.launch.get("unpacked-size", 0)
+    certain = 2 * len(manifest.files)  # each file once in the store, and the folders, generously
+    likely = certain + (unpacked if isinstance(unpacked, int) else 0) // _BYTES_PER_FILE
+    free = stats.f_favail
+    verdict = "ok" if not stats.f_files or free >= likely else "warning" if free >= certain else "failed"
+    remedy = "" if verdict == "ok" else "remove files that nobody needs (runtime gc), or choose another --prefix: df -i"
+    return Check(
+        name="inodes",
+        found=f"{free} free" if stats.f_files else "no limit",
+        needed=f"about {likely}",
+        verdict=verdict,
+        remedy=remedy,
+        exit_code=DiskError.exit_code,
     )
-    for name, found, needed, show in facts:
-        if needed:
-            verdict = "ok" if found >= needed else miss
-            remedy = "" if found >= needed else f"use a host with more {name}"
-            yield Check(name=name, found=show(found), needed=show(needed), verdict=verdict, remedy=remedy)
 
 
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _link_checks(prefix: Prefix, host: Host) -> Iterator[Check]:
+    """Yield whether hard links work where releases will lie; nothing where it can't be tried, another row says why."""
+    folder = existing_parent(prefix.path)
+    mount = host.mount_of(folder.resolve())
+    kind = mount.kind if mount else "unknown"
+    problem = f"none on {kind}" if mount and mount.lacks_hard_links else ""
+    if not problem:
+        try:
+            with tempfile.TemporaryDirectory(prefix=".sealift-", dir=folder) as scratch:
+                one = Path(scratch, "one")
+                one.touch()
+                one.with_name("two").hardlink_to(one)
+        except OSError as error:
+            if error.errno in _UNTRIED or not folder.is_dir():
+                return
+            problem = f"refused by {kind}: {error.strerror}"
+    remedy = "choose a --prefix on a Linux file system (ext4, xfs, btrfs, tmpfs); FAT and some network shares have none"
+    yield Check(
+        name="hard links",
+        found=problem or f"work on {kind}",
+        needed="work",
+        verdict="failed" if problem else "ok",
+        remedy=remedy if problem else "",
+    )
+
+
+def _needs_checks(manifest: Manifest, prefix: Prefix, host: Host) -> Iterator[Check]:
+    """Yield a row for each level that the bundle asks for: what is missed of a minimum fails, of a wish it warns."""
+    disk = free_space(prefix.path)
+    facts: tuple[tuple[str, Limit, int, int, Callable[[float], str]], ...] = (
+        ("cpu cores", host.cores(), manifest.minimum.cpu_cores, manifest.recommended.cpu_cores, lambda n: f"{n:g}"),
+        ("memory", host.memory(), manifest.minimum.memory, manifest.recommended.memory, format_size),
+        ("disk", Limit(value=disk, whole=disk), manifest.minimum.disk, manifest.recommended.disk, format_size),
+    )
+    for name, found, least, wished, show in facts:
+        if least or wished:
+            yield _level_check(name, found, least, wished, show)
+
+
+def _level_check(name: str, found: Limit, least: int, wished: int, show: Callable[[float], str]) -> Check:
+    value = found.value
+    if name == "memory" and not found.is_limited:
+        value += value / (_KERNEL_KEEPS - 1)
+    verdict = "failed" if value < least else "warning" if value < wished else "ok"
+    words = [show(least)] if least else []
+    words += [f"{show(wished)} recommended"] if wished > least else []
+    here = show(found.value)
+    if found.is_limited:
+        here += f" (limited by a cgroup or its affinity; the host has {show(found.whole)})"
+    raised = f"give this service more {name} ({_WHERE_LIMITED[name]}), or " if found.is_limited else ""
+    remedy = f"{raised}use a host with more {name}"
+    return Check(
+        name=name, found=here, needed=", ".join(words), verdict=verdict, remedy="" if verdict == "ok" else remedy
+    )

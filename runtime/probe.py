@@ -3,18 +3,64 @@
 import base64
 import json
 import math
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from manifests.errors import AdapterError
 from manifests.manifest import Manifest, Probe
+from runtime.hostfacts import Host
 from runtime.launch import server_command
 from runtime.layout import Prefix, Release
 
 EMBEDDING_TOLERANCE: Final = 1e-3
 """Largest difference of one component that another CPU kind may make, vectors being of length 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedModel:
+    """What one model did when it was asked.
+
+    ``seconds`` is loading and answering together, as text; ``probes`` how many were asked, ``compared`` how many of
+    those have a recorded answer. ``worst`` is the largest difference of one component of a vector, None where none was
+    compared. ``device`` and ``dtype`` are empty where the model did not load.
+    """
+
+    name: str
+    seconds: str = ""
+    device: str = ""
+    dtype: str = ""
+    probes: int = 0
+    compared: int = 0
+    worst: float | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def explanation(self) -> str:
+        """What the difference from the recorded answers usually comes from, empty where there is none."""
+        return explain_drift(self.worst, self.dtype) if self.worst else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What all models did, and what of the network somebody tried to reach meanwhile, by the guard's own list.
+
+    ``unroutable`` is how many packets the kernel refused meanwhile for want of a route, whoever sent them on this host;
+    None where the kernel doesn't tell.
+    """
+
+    models: tuple[AskedModel, ...]
+    attempts: tuple[str, ...] = ()
+    unroutable: int | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """Every finding, with its model."""
+        found = [problem for model in self.models for problem in model.problems]
+        return found + [f"tried to reach the network: {attempt}" for attempt in self.attempts]
 
 
 def ask_probes(prefix: Prefix, release: Release, manifest: Manifest) -> tuple[str, list[str]]:
@@ -26,20 +72,88 @@ def ask_probes(prefix: Prefix, release: Release, manifest: Manifest) -> tuple[st
     Raises:
         AdapterError: The probing process itself does not run.
     """
+    return describe_asked(ask_models(prefix, release, manifest), manifest)
+
+
+def describe_asked(asked: Asked, manifest: Manifest) -> tuple[str, list[str]]:
+    """Return what was checked, in words, and every problem."""
+    unrecorded = sum(probe.expect is None for probe in manifest.probes)
+    told = f", {unrecorded} of {len(manifest.probes)} probes have no recorded answer" if unrecorded else ""
+    return f"{len(manifest.models)} models loaded and asked, no network{told}", asked.problems
+
+
+def ask_models(prefix: Prefix, release: Release, manifest: Manifest, *, host: Host | None = None) -> Asked:
+    """Load every model in the sealed environment, ask its probes, compare with the recorded answers.
+
+    Raises:
+        AdapterError: The probing process itself does not run.
+    """
+    host = host or Host()
     command = server_command(prefix, release, "runtime.server.probe", ())
+    before = host.unroutable()
     done = subprocess.run(
         command.arguments, env=command.environment, capture_output=True, text=True, check=False, cwd=prefix.var
     )
-    if done.returncode:
-        raise AdapterError(f"the models could not be asked:\n{done.stderr.strip()[-2000:]}")
+    after = host.unroutable()
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     answers = {line["model"]: line for line in lines if "model" in line}
-    problems = [problem for model in manifest.models for problem in _judge_model(model.name, answers, manifest)]
+    if done.returncode:
+        at = next((model.name for model in manifest.models if model.name not in answers), "none")
+        raise AdapterError(f"the models could not be asked, at model {at!r}: {_last_words(done)}")
     attempts: list[str] = next((line["attempts"] for line in lines if "attempts" in line), [])
-    problems += [f"tried to reach the network: {attempt}" for attempt in attempts]
-    unrecorded = sum(probe.expect is None for probe in manifest.probes)
-    told = f", {unrecorded} of {len(manifest.probes)} probes have no recorded answer" if unrecorded else ""
-    return f"{len(manifest.models)} models loaded and asked, no network{told}", problems
+    return Asked(
+        models=tuple(_asked_model(model.name, answers, manifest) for model in manifest.models),
+        attempts=tuple(attempts),
+        unroutable=None if before is None or after is None else after - before,
+    )
+
+
+def explain_drift(worst: float, dtype: str) -> str:
+    """Return what a difference of ``worst`` in one component of a vector of length 1 usually comes from."""
+    if worst <= 1e-5:  # float32 sums in another order
+        return "rounding: another number of threads, or another CPU kind"
+    if worst <= EMBEDDING_TOLERANCE:
+        return "another CPU kind or library, whose kernels round differently"
+    if dtype in {"float16", "bfloat16"} or worst <= 0.05:  # 8 bits of mantissa, summed
+        return f"another dtype than the recorded one ({dtype or 'unknown'} here), 8-bit layers, or a GPU"
+    return "too much for rounding: other weights, another tokenizer or other settings"
+
+
+def _asked_model(name: str, answers: Mapping[str, Mapping[str, object]], manifest: Manifest) -> AskedModel:
+    answer = answers.get(name, {})
+    probes = [probe for probe in manifest.probes if probe.model == name]
+    given = answer.get("answers")
+    pairs = list(zip(given if isinstance(given, list) else [], probes, strict=False))
+    differences = [value for item, probe in pairs for value in _differences(item, probe)]
+    return AskedModel(
+        name=name,
+        seconds=str(answer.get("seconds", "")),
+        device=str(answer.get("device", "")),
+        dtype=str(answer.get("dtype", "")),
+        probes=len(given) if isinstance(given, list) else 0,
+        compared=sum(probe.expect is not None for _, probe in pairs),
+        worst=max(differences, default=None),
+        problems=tuple(_judge_model(name, answers, manifest)),
+    )
+
+
+def _differences(answer: Mapping[str, object], probe: Probe) -> Iterator[float]:
+    """Yield the largest difference of each vector that has a recorded one of the same length."""
+    expect = probe.expect if isinstance(probe.expect, Mapping) else {}
+    for vector, wanted in _pairs(_strings(answer.get("vectors")), _strings(expect.get("vectors"))):
+        if wanted is None:
+            continue
+        one, other = decode_vector(vector), decode_vector(wanted)
+        if len(one) == len(other) and one:
+            yield max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def _last_words(done: "subprocess.CompletedProcess[str]") -> str:
+    """Return why the probing process ended: what it said last, or the signal that killed it."""
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return f"killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
+    return done.stderr.strip()[-2000:] or f"no message, status {done.returncode}"
 
 
 def _judge_model(name: str, answers: Mapping[str, Mapping[str, object]], manifest: Manifest) -> Iterator[str]:

@@ -1,17 +1,18 @@
-"""Healing what a disk or a medium damaged: only the bad pieces are fetched, and each is checked against what is signed.
+"""Healing what a disk or a medium damaged: only the bad pieces are fetched, each is checked against what is signed.
 
 An installed file is healed by a new one beside it: the good pieces are copied from the old, the bad ones fetched, then
-the store's name and every release's name are moved to it, each in one step. Running programs keep the old file.
+the store's name and every release's name are moved to it, each in one step. Running programs keep the old file. A
+damaged environment is made anew once its wheels are whole (:mod:`runtime.rebuild`).
 """
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from manifests.bundle import TrustedBundle, find_damage
+from manifests.bundle import TrustedBundle
 from manifests.chunkfile import BundlePieces, PieceSource
 from manifests.digests import BUFFER_SIZE
 from manifests.errors import IntegrityError, SealiftError, TrustError
@@ -23,14 +24,13 @@ from manifests.files import (
     open_regular,
     read_into,
     sync_folder,
-    write_all,
     write_atomic,
 )
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest, manifest_digest
 from manifests.medium import FolderMedium, Medium
 from manifests.pieces import Damage, Piece, Progress, ReadAt, Silent, Transfer, pieces_of, run_all, thread_count
-from manifests.tarlayout import tar_layout
 from runtime.layout import DIGEST_LENGTH, RECEIPT_NAME, Prefix, Release, exclusive
+from runtime.rebuild import RebuildOptions, drop_bytecode, find_broken, rebuild_all
 from runtime.state import record
 from runtime.store import Store
 
@@ -43,7 +43,8 @@ class Repaired:
 
     ``damaged`` are the pieces that were bad at the start, ``remaining`` those that still are. ``healed`` names files
     that are whole again, ``relinked`` the files that took a bad one's place or got their mode back, ``manifests`` the
-    releases whose signed manifest came back; ``blocked`` says of others why there is none to compare with.
+    releases whose signed manifest came back, ``rebuilt`` those whose environment was made anew; ``environments`` says
+    of each release with a damaged environment what was wrong. ``blocked`` says of others why they stay as they are.
     """
 
     damaged: tuple[Damage, ...] = ()
@@ -52,68 +53,13 @@ class Repaired:
     relinked: tuple[str, ...] = ()
     manifests: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
+    rebuilt: tuple[str, ...] = ()
+    environments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-
-def repair_medium(bundle: TrustedBundle, path: Path, source: PieceSource | None, progress: Progress) -> Repaired:
-    """Find the damaged pieces of a bundle on its medium; with a ``source``, write the good ones in their place.
-
-    Raises:
-        IntegrityError: The frame between the files is damaged: no single piece can heal that.
-        DiskError: The medium can't be read, or not be written.
-    """
-    bundle.medium.check_layout(bundle.manifest)
-    damaged = find_damage(bundle.medium, bundle.manifest.files, progress)
-    healed: list[Damage] = []
-    remaining: list[Damage] = []
-    for damage in damaged:
-        done = source is not None and _heal_in_place(bundle, path, damage.piece, source)
-        (healed if done else remaining).append(damage)
-    names = tuple(damage.piece.label for damage in healed)
-    return Repaired(damaged=tuple(damaged), remaining=tuple(remaining), healed=names)
-
-
-def _heal_in_place(bundle: TrustedBundle, path: Path, piece: Piece, source: PieceSource) -> bool:
-    data = _fetch(source, piece)
-    if data is None:
-        return False
-    if isinstance(bundle.medium, FolderMedium):
-        target, base = path / piece.entry.path, 0
-    else:
-        members = tar_layout(bundle.medium.manifest_bytes, bundle.manifest.files).members
-        target, base = path, next(m.offset for m in members if m.entry == piece.entry)
-    try:
-        descriptor = os.open(target.resolve() if base else target, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            write_all(descriptor, data, base + piece.offset)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise disk_error(error, f"write {target}") from error
-    return True
-
-
-def _fetch(source: PieceSource, piece: Piece) -> memoryview | None:
-    """Return the bytes of a piece, at most 64 MiB, or None where the source hasn't them or has them damaged."""
-    if not source.has(piece.sha256):
-        return None
-    data = memoryview(bytearray(piece.size))
-    transfer = Transfer(Silent(), threading.Event())
-    with contextlib.suppress(IntegrityError), source.reader(piece) as read:
-        if transfer.check(piece, _teeing(read, data, piece.offset), memoryview(bytearray(BUFFER_SIZE))) == piece.sha256:
-            return data
-    return None
-
-
-def _teeing(read: ReadAt, data: memoryview, start: int) -> ReadAt:
-    """Return ``read`` that also keeps in ``data`` what was read, so that what was checked is what is used."""
-
-    def keep(view: memoryview, offset: int) -> int:
-        count = read(view, offset)
-        data[offset - start : offset - start + count] = view[:count]
-        return count
-
-    return keep
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is damaged any more."""
+        return not (self.remaining or self.blocked or self.environments.keys() - set(self.rebuilt))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +77,13 @@ class _Blob:
 
 
 def repair_prefix(
-    prefix: Prefix, verify: Verify, source: PieceSource | None, progress: Progress, *, change: bool = True
+    prefix: Prefix,
+    verify: Verify,
+    source: PieceSource | None,
+    progress: Progress,
+    *,
+    change: bool = True,
+    rebuild: RebuildOptions | None = None,
 ) -> Repaired:
     """Find what is damaged in the store and in every release, and heal what can be healed.
 
@@ -141,25 +93,34 @@ def repair_prefix(
         source: Where to take pieces from that no release has a good copy of.
         progress: Told of every byte that is checked.
         change: False only looks.
+        rebuild: How a damaged environment is made anew.
 
     Raises:
         UsageError: Nothing is installed.
+        InstallError: A new environment is refused.
+        HostError: There is no interpreter for a new environment.
         DiskError: An installer is at work, or something can't be read or written.
         TrustError: A release is signed by nobody who is trusted.
     """
-    prefix.require_live()
+    require_installed(prefix)
     with exclusive(prefix, "repair"):
         back, blocked, releases = _check_manifests(prefix, verify, source)
         blobs = _blobs(prefix, releases)
         damaged = _find_damaged(blobs, progress)
         if not change:
-            return Repaired(damaged=tuple(damaged), remaining=tuple(damaged), blocked=blocked)
+            broken, unknown = find_broken(releases, {damage.piece.entry.store_key for damage in damaged}, progress)
+            found = Repaired(damaged=tuple(damaged), remaining=tuple(damaged), blocked=(*blocked, *unknown))
+            return replace(found, environments={one.release.name: one.problems for one in broken})
         remaining = _heal(prefix, blobs, damaged, source)
         relinked = _relink(blobs, {damage.piece.entry.store_key for damage in remaining})
         if relinked or back:
-            for release, manifest in releases:
-                _refresh_receipt(release, manifest)
+            for release, bundle in releases:
+                _refresh_receipt(release, bundle.manifest)
             record(prefix, f"repair: {len(relinked)} files, {len(back)} manifests")
+        broken, unknown = find_broken(releases, {damage.piece.entry.store_key for damage in remaining}, progress)
+        for release, _ in releases:
+            drop_bytecode(prefix, release)
+        rebuilt, used = rebuild_all(prefix, broken, rebuild or RebuildOptions())
     left = {damage.piece.entry.store_key for damage in remaining}
     whole = dict.fromkeys(d.piece.entry.path for d in damaged if d.piece.entry.store_key not in left)
     return Repaired(
@@ -168,23 +129,35 @@ def repair_prefix(
         healed=tuple(whole),
         relinked=relinked,
         manifests=back,
-        blocked=blocked,
+        blocked=(*blocked, *unknown, *used),
+        rebuilt=tuple(rebuilt),
+        environments={one.release.name: one.problems for one in broken},
     )
+
+
+def require_installed(prefix: Prefix) -> None:
+    """Require a live release, or one whose repair was stopped.
+
+    Raises:
+        UsageError: Nothing is installed.
+    """
+    if not any(release.in_repair for release in prefix.all_releases()):
+        prefix.require_live()
 
 
 def _check_manifests(
     prefix: Prefix, verify: Verify, source: PieceSource | None
-) -> tuple[tuple[str, ...], tuple[str, ...], list[tuple[Release, Manifest]]]:
+) -> tuple[tuple[str, ...], tuple[str, ...], list[tuple[Release, TrustedBundle]]]:
     """Return the names of releases whose manifest came back, why others have none, and the releases that have one."""
     back: list[str] = []
     blocked: dict[str, SealiftError] = {}
-    good: list[tuple[Release, Manifest]] = []
-    for release in [release for release in prefix.all_releases() if release.is_complete]:
+    good: list[tuple[Release, TrustedBundle]] = []
+    for release in [release for release in prefix.all_releases() if release.is_complete or release.in_repair]:
         try:
             if isinstance(source, BundlePieces) and _is_damaged(release) and _put_manifest_back(release, source):
                 back.append(release.name)
             release.manifest()  # the one that the folder is named by
-            good.append((release, verify(FolderMedium(release.path)).manifest))
+            good.append((release, verify(FolderMedium(release.path))))
         except (IntegrityError, TrustError) as error:
             blocked[release.name] = error
     untrusted = [error for error in blocked.values() if isinstance(error, TrustError)]
@@ -209,11 +182,11 @@ def _put_manifest_back(release: Release, source: BundlePieces) -> bool:
     return True
 
 
-def _blobs(prefix: Prefix, releases: Sequence[tuple[Release, Manifest]]) -> list[_Blob]:
+def _blobs(prefix: Prefix, releases: Sequence[tuple[Release, TrustedBundle]]) -> list[_Blob]:
     entries: dict[str, FileEntry] = {}
     names: dict[str, list[Path]] = {}
-    for release, manifest in releases:
-        for entry in manifest.files:
+    for release, bundle in releases:
+        for entry in bundle.manifest.files:
             entries.setdefault(entry.store_key, entry)
             names.setdefault(entry.store_key, []).append(release.path / entry.path)
     store = Store(root=prefix.store)
@@ -368,6 +341,8 @@ def _same_file(name: Path, blob: Path) -> bool:
 
 def _refresh_receipt(release: Release, manifest: Manifest) -> None:
     """Write the payload's new inodes and times into the receipt; those of the venv stay what they were."""
+    if release.in_repair:
+        return  # its receipt is going to be written anew
     try:
         receipt = release.receipt()
         now = {path: values for path, values in release.stats(manifest).items() if not path.startswith("venv/")}

@@ -1,14 +1,14 @@
 """The smoke test: the new venv is asked what it holds, and imports what serving needs."""
 
 import json
-import subprocess
+import threading
 from typing import Final
 
-from manifests.errors import InstallError
+from manifests.errors import InstallError, list_problems
 from manifests.manifest import Manifest
-from manifests.medium import list_problems
 from runtime.layout import Prefix, Release
-from runtime.venv import clean_environment, parse_wheel_path
+from runtime.programs import run_program
+from runtime.venv import parse_wheel_path
 
 _QUESTION: Final = """
 import importlib, importlib.metadata, json, re, sys
@@ -24,18 +24,19 @@ print(json.dumps({"found": found, "failed": failed}))
 _SERVING: Final = ("torch", "transformers", "safetensors", "numpy", "yaml", "starlette", "uvicorn")
 
 
-def smoke_test(prefix: Prefix, release: Release, manifest: Manifest) -> None:
+def smoke_test(prefix: Prefix, release: Release, manifest: Manifest, stop: threading.Event | None = None) -> None:
     """Require exactly the manifest's distributions in the venv, and that what serves models can be imported.
 
     Raises:
         InstallError: Lists every difference.
+        Stopped: ``stop`` was set.
     """
     expected = dict(parse_wheel_path(entry.path) for entry in manifest.of_kind("wheel"))
     distribution = {"yaml": "pyyaml"}
     imports = [name for name in _SERVING if manifest.models and distribution.get(name, name) in expected]
     if "sealift" in expected:
         imports.append("runtime.layout")
-    answer = _ask(prefix, release, imports)
+    answer = _ask(prefix, release, imports, stop)
     found = answer["found"]
     problems = [f"{name} {version} is not there" for name, version in expected.items() if name not in found]
     problems += [f"{name} {version} is not in the manifest" for name, version in found.items() if name not in expected]
@@ -49,12 +50,12 @@ def smoke_test(prefix: Prefix, release: Release, manifest: Manifest) -> None:
         raise InstallError(list_problems("the new virtual environment", problems))
 
 
-def _ask(prefix: Prefix, release: Release, imports: list[str]) -> dict[str, dict[str, str]]:
+def _ask(
+    prefix: Prefix, release: Release, imports: list[str], stop: threading.Event | None
+) -> dict[str, dict[str, str]]:
     command = [str(release.python), "-I", "-X", f"pycache_prefix={bytecode_folder(prefix, release)}"]
     command += ["-c", _QUESTION, json.dumps(imports)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=dict(clean_environment(prefix)), cwd=prefix.path
-    )
+    done = run_program(prefix, command, stop=stop)
     if done.returncode:
         raise InstallError(f"the new virtual environment does not run:\n{done.stderr.strip()[-2000:]}")
     answer: dict[str, dict[str, str]] = json.loads(done.stdout.splitlines()[-1])

@@ -11,6 +11,7 @@ from manifests.errors import IntegrityError, PolicyError, UsageError
 from manifests.fields import Fields
 from manifests.files import disk_error, write_atomic
 from manifests.manifest import Manifest
+from runtime.audit import AuditEntry, append_audit
 from runtime.layout import Prefix
 
 
@@ -136,11 +137,15 @@ def downgrade_note(state: State | None, manifest: Manifest) -> str:
 
 
 def record(prefix: Prefix, what: str) -> None:
-    """Add a line to ``var/logs/releases.log``: what was decided or went live here, and when.
+    """Say what was decided or is going live here, in ``var/logs/releases.log`` for people and in the audit log.
+
+    It is called before the thing happens, so that a crash hides nothing; how a command ended is a line of its own.
 
     Raises:
         DiskError: It can't be written.
     """
+    event, _, rest = what.partition(" ")
+    append_audit(prefix, AuditEntry(event=event.rstrip(":"), outcome="decided", detail=rest))
     log = prefix.var / "logs" / "releases.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,16 @@ INSTALL_STEPS: Final = (
     "piece written",
     "blob checked",
     "blob stored",
-    "store filled",
+    "wheels stored",
     "file linked",
+    "wheels linked",
+    "venv made",
+    "venv checked",
+    "smoke tested",
+    "store filled",
     "files linked",
     "manifest written",
     "signature written",
-    "venv made",
-    "smoke tested",
     "settings written",
     "synced",
     "receipt written",
@@ -29,6 +32,20 @@ INSTALL_STEPS: Final = (
     "state written",
     "live",
 )
+"""The environment is made in a thread of its own, from ``wheels linked`` on: its steps come at any time until
+``settings written``."""
+
+ENVIRONMENT_STEPS: Final = ("venv made", "venv checked", "smoke tested")
+
+REPAIR_STEPS: Final = (
+    "receipt aside",
+    "cache dropped",
+    *ENVIRONMENT_STEPS,
+    "synced",
+    "receipt rewritten",
+    "receipt back",
+)
+"""What a repair does to a release whose environment it makes anew."""
 
 
 def go_on(_step: str) -> None:

@@ -8,14 +8,15 @@ it durable.
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manifests.errors import IntegrityError
+from manifests.bundle import damage_error
+from manifests.delta import base_error
 from manifests.files import READ_ONLY, READ_ONLY_EXECUTABLE, disk_error, open_regular, read_into
 from manifests.manifest import FileEntry
-from manifests.medium import Medium, list_problems
+from manifests.medium import Medium
 from manifests.pieces import Damage, Piece, Progress, ReadAt, Silent, Transfer, pieces_of, run_all, thread_count
 from runtime.layout import make_folder
 from runtime.steps import Checkpoint, go_on
@@ -23,13 +24,14 @@ from runtime.steps import Checkpoint, go_on
 
 @dataclass(slots=True, kw_only=True)
 class _Filling:
-    """A blob while its pieces arrive."""
+    """A blob while its pieces arrive. ``kept`` says that the partial file holds a piece worth keeping."""
 
     entry: FileEntry
     partial: Path
     left: int
     resumed: bool
     good: bool = True
+    kept: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -74,16 +76,28 @@ class Store:
         stop = threading.Event()
         transfer = Transfer(progress, stop)
         damaged: list[Damage] = []
-        unique = {entry.store_key: entry for entry in files}
+        lacking: list[str] = []
+        unique: dict[str, FileEntry] = {}
+        for entry in files:  # of two with one content the first, so that an ordered medium is read in order
+            unique.setdefault(entry.store_key, entry)
         try:
-            tasks = self._tasks(medium, unique, trusted, transfer, damaged)
-            run_all(tasks, threads=threads or thread_count(), stop=stop)
+            tasks = self._tasks(medium, unique, trusted, transfer, damaged, lacking=lacking)
+            run_all(tasks, threads=1 if medium.ordered else threads or thread_count(), stop=stop)
         except OSError as error:
             raise disk_error(error, f"write below {self.root}") from error
+        if lacking and medium.delta is not None:
+            raise base_error(medium.label, medium.delta, sorted(lacking))
         if damaged:
-            ordered = sorted(damaged, key=lambda damage: damage.piece.label)
-            problems = [str(damage) for damage in ordered]
-            raise IntegrityError(list_problems(medium.label, problems), hint="copy the bundle again from its source")
+            raise damage_error(medium, sorted(damaged, key=lambda damage: damage.piece.label))
+
+    def lacking(self, medium: Medium, files: Sequence[FileEntry]) -> list[str]:
+        """Return a line for each file that a delta leaves out and the store doesn't have, by its size.
+
+        ``files`` are all of the manifest's.
+        """
+        carried = None if medium.delta is None else set(medium.delta.carried)
+        left_out = (entry for index, entry in enumerate(files) if carried is not None and index not in carried)
+        return [_absent(entry) for entry in left_out if not self._has_size(entry.store_key, entry.size)]
 
     def _tasks(
         self,
@@ -92,14 +106,34 @@ class Store:
         trusted: Collection[str],
         transfer: Transfer,
         damaged: list[Damage],
+        *,
+        lacking: list[str],
     ) -> Iterator[Callable[[memoryview], None]]:
         for key, entry in unique.items():
+            if not medium.carries(entry):
+                if not self._has_size(key, entry.size):
+                    lacking.append(_absent(entry))
+                    continue
+                for piece in pieces_of(entry):
+                    yield self._kept_task(piece, transfer, lacking)
+                continue
             if self._has_size(key, entry.size) and (key in trusted or self._is_good(key, entry)):
                 transfer.progress.advance(entry.size)
                 continue
             filling = self._begin(key, entry)
             for piece in pieces_of(entry):
                 yield self._piece_task(medium, filling, piece, transfer, damaged)
+
+    def _kept_task(self, piece: Piece, transfer: Transfer, lacking: list[str]) -> Callable[[memoryview], None]:
+        """Check a piece that a delta leaves out; what a release holds is left for `runtime repair` to heal."""
+
+        def task(buffer: memoryview) -> None:
+            with open_regular(self.path(piece.entry.store_key)) as descriptor:
+                got = transfer.check(piece, _descriptor_reader(descriptor), buffer)
+            if got != piece.sha256:
+                lacking.append(f"{piece.label}: damaged in the store: expected sha256 {piece.sha256}, got {got}")
+
+        return task
 
     def _piece_task(
         self, medium: Medium, filling: _Filling, piece: Piece, transfer: Transfer, damaged: list[Damage]
@@ -110,7 +144,7 @@ class Store:
                 self.checkpoint("piece written")
                 self._finish_piece(filling)
             except BaseException:
-                if not filling.entry.chunks:
+                if not filling.kept:  # nothing in it would shorten the next run
                     filling.partial.unlink(missing_ok=True)
                 raise
 
@@ -134,6 +168,8 @@ class Store:
                 if got != piece.sha256:
                     damaged.append(Damage(piece=piece, got=got))
                     filling.good = False
+                    return
+            filling.kept = bool(filling.entry.chunks)
         finally:
             os.close(descriptor)
 
@@ -147,7 +183,7 @@ class Store:
         if not resumed:
             with contextlib.suppress(FileNotFoundError):
                 partial.unlink()
-        return _Filling(entry=entry, partial=partial, left=max(1, len(entry.chunks)), resumed=resumed)
+        return _Filling(entry=entry, partial=partial, left=max(1, len(entry.chunks)), resumed=resumed, kept=resumed)
 
     def _finish_piece(self, filling: _Filling) -> None:
         with filling.lock:
@@ -155,7 +191,7 @@ class Store:
             if filling.left:
                 return
         if not filling.good:
-            if not filling.entry.chunks:  # a resume hashes every chunk again, so the good ones may stay
+            if not filling.kept:  # a resume hashes every chunk again, so the good ones may stay
                 filling.partial.unlink()
             return
         self.checkpoint("blob checked")
@@ -185,6 +221,10 @@ def blob_is_good(path: Path, entry: FileEntry) -> bool:
     with open_regular(path) as descriptor:
         read = _descriptor_reader(descriptor)
         return all(transfer.check(piece, read, buffer) == piece.sha256 for piece in pieces_of(entry))
+
+
+def _absent(entry: FileEntry) -> str:
+    return f"{entry.path}: neither in the delta nor in the store"
 
 
 def _has_piece(descriptor: int, piece: Piece, transfer: Transfer, buffer: memoryview) -> bool:

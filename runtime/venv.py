@@ -1,23 +1,27 @@
 """The release's virtual environment: made at its final path, by the bundle's own uv, from verified wheels alone."""
 
+import errno
 import os
 import re
 import shutil
-import subprocess
+import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from manifests.errors import HostError, InstallError
-from manifests.files import replace_link
+from manifests.files import disk_error, replace_link
 from manifests.manifest import FileEntry, Manifest
 from runtime.interpreter import Interpreter
 from runtime.layout import Prefix, Release, make_folder
+from runtime.programs import run_program
 from runtime.venv_check import write_scripts
 
 _WHEEL_NAME: Final = re.compile(r"wheels/([A-Za-z0-9._]+)-([A-Za-z0-9._!+]+)(?:-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
 _NOT_LETTERS: Final = re.compile(r"[-_.]+")
+_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
+_DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def requirements_text(manifest: Manifest) -> str:
@@ -41,14 +45,25 @@ def parse_wheel_path(path: str) -> tuple[str, str]:
     return _NOT_LETTERS.sub("-", match[1]).lower(), match[2]
 
 
-def build_venv(prefix: Prefix, release: Release, manifest: Manifest, interpreter: Interpreter) -> None:
+def build_venv(
+    prefix: Prefix,
+    release: Release,
+    manifest: Manifest,
+    interpreter: Interpreter,
+    stop: threading.Event | None = None,
+) -> None:
     """Create ``release.venv`` and install every wheel into it. What an earlier attempt left there is removed.
 
     Raises:
         InstallError: uv refuses; its own words are in the message.
+        DiskError: uv says that the disk is full or fails.
         HostError: The bundle carries no uv, or it does not run here.
+        Stopped: ``stop`` was set.
     """
-    if release.venv.exists():
+    stop = stop or threading.Event()
+    if release.venv.is_symlink() or release.venv.is_file():
+        release.venv.unlink()
+    elif release.venv.exists():
         shutil.rmtree(release.venv)
     uv = unpack_uv(prefix, release, manifest)
     requirements = prefix.var / "run" / f"requirements-{os.getpid()}.txt"
@@ -56,11 +71,11 @@ def build_venv(prefix: Prefix, release: Release, manifest: Manifest, interpreter
     common = ["--cache-dir", str(prefix.var / "cache" / "uv"), "--offline", "--no-config", "--no-progress", "--quiet"]
     python = ["--python", str(interpreter.executable), "--no-python-downloads"]
     try:
-        _run(prefix, [str(uv), "venv", *common, *python, "--relocatable", "--no-project", str(release.venv)])
+        _run(prefix, stop, [str(uv), "venv", *common, *python, "--relocatable", "--no-project", str(release.venv)])
         _remove_activation(release)
         if manifest.of_kind("wheel"):
             options = [*common, *_install_options(prefix, release), "-r", str(requirements)]
-            _run(prefix, [str(uv), "pip", "install", *options])
+            _run(prefix, stop, [str(uv), "pip", "install", *options])
     finally:
         requirements.unlink(missing_ok=True)
         uv.unlink(missing_ok=True)
@@ -125,22 +140,15 @@ def uv_wheel(manifest: Manifest) -> FileEntry:
     raise HostError("the bundle carries no uv, so nothing can be installed from it")
 
 
-def clean_environment(prefix: Prefix) -> Mapping[str, str]:
-    """Return the environment for programs of the bundle: nothing of the caller's but PATH and locale."""
-    kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "LC_ALL", "TZ"}}
-    kept.setdefault("PATH", os.defpath)
-    folder = prefix.var / "run"
-    return kept | {"HOME": str(folder), "TMPDIR": str(folder), "UV_NO_MODIFY_PATH": "1", "NO_COLOR": "1"}
-
-
-def _run(prefix: Prefix, command: Sequence[str]) -> None:
+def _run(prefix: Prefix, stop: threading.Event, command: Sequence[str]) -> None:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=prefix.path, env=dict(clean_environment(prefix))
-        )
+        done = run_program(prefix, command, stop=stop)
     except OSError as error:
         raise HostError(f"{command[0]} does not run on this host: {error.strerror}") from error
     if done.returncode:
-        step = f"uv {'venv' if command[1] == 'venv' else 'pip install'}"
         words = (done.stderr or done.stdout).strip() or f"no message, status {done.returncode}"
+        numbers = [int(number) for number in _OS_ERROR.findall(words)]
+        if failed := [number for number in numbers if number in _DISK_ERRORS]:
+            raise disk_error(OSError(failed[0], os.strerror(failed[0])), "make the virtual environment")
+        step = f"uv {'venv' if command[1] == 'venv' else 'pip install'}"
         raise InstallError(f"{step} failed:\n{words}", hint="the release was not made; what was live stays live")

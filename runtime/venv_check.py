@@ -6,14 +6,16 @@ installed: a module that was edited together with its installed RECORD line is f
 
 import base64
 import configparser
-import contextlib
 import csv
+import errno
 import hashlib
 import io
+import os
 import re
 import stat
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Final
 from manifests.errors import IntegrityError
 from manifests.files import write_atomic
 from manifests.manifest import Manifest
-from manifests.pieces import Progress, Silent, run_all, thread_count
+from manifests.pieces import Progress, Silent, Stopped, run_all, thread_count
 from runtime.layout import Release, walk_files
 
 _INSTALLER_OWN: Final = ("INSTALLER", "REQUESTED", "RECORD", "uv_cache.json")
@@ -30,6 +32,12 @@ _CONFIG_KEYS: Final = frozenset(
     {"home", "implementation", "uv", "version_info", "include-system-site-packages", "relocatable"}
 )
 _CONFIG: Final = "pyvenv.cfg"
+_BATCH: Final = 64
+_MALFORMED: Final = (
+    *(zipfile.BadZipFile, StopIteration, KeyError, ValueError, csv.Error, configparser.Error),
+    *(NotImplementedError, RuntimeError, EOFError, zlib.error),
+)
+"""What reading a wheel raises that is damaged, encrypted, or contradicts itself."""
 _NEVER: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | stat.S_IWOTH
 _ENTRY_POINT: Final = re.compile(r"([\w.-]+)\s*:\s*([\w.-]+)\s*(?:\[[^]]*\]\s*)?")
 _SHEBANG: Final = """#!/bin/sh
@@ -57,42 +65,63 @@ class ExpectedFile:
     sha256: bytes | None
 
 
-def check_venv(release: Release, manifest: Manifest, progress: Progress | None = None) -> list[str]:
+def check_venv(
+    release: Release,
+    manifest: Manifest,
+    progress: Progress | None = None,
+    *,
+    python: str | None = None,
+    stop: threading.Event | None = None,
+) -> list[str]:
     """Return every difference between the venv and the signed wheels; an empty list is good news.
 
     Args:
         release: Whose venv.
         manifest: Its manifest, whose wheels were checked.
         progress: Told of every byte that is read.
+        python: The interpreter that the environment is made from; the one in the receipt by default.
+        stop: Ends the work when somebody sets it.
 
     Raises:
         IntegrityError: A wheel of the release can't be read.
+        Stopped: ``stop`` was set.
     """
+    if release.venv.is_symlink():
+        return ["venv: a link, expected a folder"]
+    python = release.receipt().python if python is None else python
     site = f"lib/python{manifest.target.python}/site-packages"
     expected: dict[str, ExpectedFile] = {}
     for entry in manifest.of_kind("wheel"):
         for item in expected_files(release.path / entry.path, site):
             expected[item.path] = item
     found = set(walk_files(release.venv))
-    links = _expected_links(release, manifest)
+    links = _expected_links(python, manifest)
     generated = _generated(expected, site) | links.keys() | {_CONFIG}
     missing = (expected.keys() | links.keys() | {_CONFIG}) - found
     problems = [f"venv/{path}: missing" for path in sorted(missing)]
     problems += [f"venv/{path}: no wheel brought it" for path in sorted(found - expected.keys() - generated)]
     problems += _link_problems(release, links, found)
-    problems += _config_problems(release) if _CONFIG in found else []
+    problems += _config_problems(release, python) if _CONFIG in found else []
     problems += _mode_problems(release.venv, found & expected.keys())
-    return problems + _changed(
-        release.venv, [item for item in expected.values() if item.path in found], progress or Silent()
-    )
+    present = [item for item in expected.values() if item.path in found]
+    return problems + _changed(release.venv, present, progress or Silent(), stop or threading.Event())
 
 
 def write_scripts(release: Release, manifest: Manifest) -> None:
-    """Write the programs below ``bin/`` that installers generate, so that they are what :func:`check_venv` expects."""
+    """Write the programs below ``bin/`` that installers generate, so that they are what :func:`check_venv` expects.
+
+    Raises:
+        IntegrityError: A wheel can't be read, or names a program that would lie elsewhere.
+    """
     for entry in manifest.of_kind("wheel"):
-        with zipfile.ZipFile(release.path / entry.path) as archive:
-            for path, content in _generated_scripts(archive).items():
-                write_atomic(release.venv / path, content, mode=0o755, durable=False)
+        wheel = release.path / entry.path
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                scripts = _generated_scripts(archive)
+        except _MALFORMED as error:
+            raise IntegrityError(f"{wheel}: not a readable wheel: {error}") from error
+        for path, content in scripts.items():
+            write_atomic(release.venv / path, content, mode=0o755, durable=False)
 
 
 def expected_files(wheel: Path, site: str) -> Iterator[ExpectedFile]:
@@ -113,7 +142,7 @@ def expected_files(wheel: Path, site: str) -> Iterator[ExpectedFile]:
                 yield ExpectedFile(path=_installed_path(name, info, site), sha256=digest)
             for path, content in _generated_scripts(archive).items():
                 yield ExpectedFile(path=path, sha256=hashlib.sha256(content).digest())
-    except (zipfile.BadZipFile, StopIteration, KeyError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
         raise IntegrityError(f"{wheel}: not a readable wheel: {error}") from error
 
 
@@ -162,6 +191,8 @@ def _scripts(text: str) -> Iterator[tuple[str, bytes]]:
         for name, value in parser[group].items() if parser.has_section(group) else ():
             if match := _ENTRY_POINT.fullmatch(value):
                 function = match[2]
+                if name in {".", ".."} or not name.isprintable() or "/" in name:
+                    raise ValueError(f"an entry point can't be named {name!r}")
                 body = _SCRIPT.format(module=match[1], name=function.split(".", 1)[0], function=function)
                 yield name, (_SHEBANG + body).encode("utf-8")
 
@@ -172,9 +203,9 @@ def _generated(expected: Collection[str], site: str) -> set[str]:
     return {f"{folder}/{name}" for folder in folders if folder.startswith(f"{site}/") for name in _INSTALLER_OWN}
 
 
-def _expected_links(release: Release, manifest: Manifest) -> dict[str, str]:
-    """Return the links of the venv and where they point; the interpreter is the one that the receipt names."""
-    links = {"bin/python": release.receipt().python, "lib64": "lib"}
+def _expected_links(python: str, manifest: Manifest) -> dict[str, str]:
+    """Return the links of the venv and where they point."""
+    links = {"bin/python": python, "lib64": "lib"}
     return links | {f"bin/{name}": "python" for name in ("python3", f"python{manifest.target.python}")}
 
 
@@ -190,7 +221,7 @@ def _link_problems(release: Release, links: Mapping[str, str], found: Collection
 def _mode_problems(venv: Path, found: Collection[str]) -> Iterator[str]:
     """Yield files with modes that no umask of an installer gives, and programs that can't be run."""
     for name in sorted(found):
-        status = (venv / name).lstat()
+        status = os.lstat(f"{venv}/{name}")
         if stat.S_ISREG(status.st_mode):
             mode = stat.S_IMODE(status.st_mode)
             if mode & _NEVER:
@@ -199,7 +230,7 @@ def _mode_problems(venv: Path, found: Collection[str]) -> Iterator[str]:
                 yield f"venv/{name}: mode {mode:04o}, expected a program"
 
 
-def _config_problems(release: Release) -> Iterator[str]:
+def _config_problems(release: Release, python: str) -> Iterator[str]:
     """Yield what would make the interpreter look for modules elsewhere (``site``, and PEP 405)."""
     try:
         lines = (release.venv / _CONFIG).read_text(encoding="utf-8").splitlines()
@@ -207,7 +238,7 @@ def _config_problems(release: Release) -> Iterator[str]:
         yield f"venv/{_CONFIG}: can't be read: {error}"
         return
     settings = [(key.strip().lower(), value.strip()) for key, _, value in (line.partition("=") for line in lines)]
-    wanted = {"include-system-site-packages": "false", "home": str(Path(release.receipt().python).parent)}
+    wanted = {"include-system-site-packages": "false", "home": str(Path(python).parent)}
     yield from (f"venv/{_CONFIG}: unknown key {key!r}" for key, _ in settings if key not in _CONFIG_KEYS)
     for key, value in wanted.items():
         values = [found for name, found in settings if name == key]
@@ -215,28 +246,44 @@ def _config_problems(release: Release) -> Iterator[str]:
             yield f"venv/{_CONFIG}: {key} is {', '.join(values) or 'missing'}, expected {value}"
 
 
-def _changed(venv: Path, items: list[ExpectedFile], progress: Progress) -> list[str]:
+def _changed(venv: Path, items: list[ExpectedFile], progress: Progress, stop: threading.Event) -> list[str]:
+    """Return what is wrong with the contents; many small files make one task, which would cost more than they do."""
     problems: list[str] = []
 
-    def check(item: ExpectedFile) -> Callable[[memoryview], None]:
+    def check(batch: list[ExpectedFile]) -> Callable[[memoryview], None]:
         def task(buffer: memoryview) -> None:
-            path = venv / item.path
-            if path.is_symlink() or not path.is_file():
-                problems.append(f"venv/{item.path}: not a regular file")
-            elif item.sha256 is not None and _digest(path, buffer) != item.sha256:
-                problems.append(f"venv/{item.path}: content changed")
-            with contextlib.suppress(OSError):
-                progress.advance(path.lstat().st_size)
+            for item in batch:
+                if stop.is_set():
+                    raise Stopped
+                problem, size = _content_problem(f"{venv}/{item.path}", item.sha256, buffer)
+                progress.advance(size)
+                if problem:
+                    problems.append(f"venv/{item.path}: {problem}")
 
         return task
 
-    run_all(map(check, items), threads=thread_count(), stop=threading.Event())
+    batches = (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
+    run_all(map(check, batches), threads=thread_count(), stop=stop)
     return sorted(problems)
 
 
-def _digest(path: Path, buffer: memoryview) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
+def _content_problem(path: str, sha256: bytes | None, buffer: memoryview) -> tuple[str, int]:
+    """Return what is wrong with a file, nothing if it is what was signed, and its size in bytes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ENXIO}:
+            return "not a regular file", 0
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return "not a regular file", 0
+        if sha256 is None:
+            return "", status.st_size
+        digest = hashlib.sha256()
+        while count := os.readv(descriptor, [buffer]):
             digest.update(buffer[:count])
-    return digest.digest()
+        return "" if digest.digest() == sha256 else "content changed", status.st_size
+    finally:
+        os.close(descriptor)

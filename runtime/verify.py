@@ -9,18 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from manifests.bundle import find_damage, verify_trust, whole_file_problems
 from manifests.errors import AdapterError, HostError, IntegrityError, SealiftError, TrustError
 from manifests.manifest import Manifest
 from manifests.medium import FolderMedium
 from manifests.pieces import Progress
+from manifests.standalone import archive_version, find_archive
 from manifests.trust import TrustRoot
+from runtime.carried import carried_problems, made_of_carried
+from runtime.hostchecks import HostQuestions, check_host
+from runtime.hostfacts import Host
 from runtime.interpreter import find_interpreter
 from runtime.layout import RECEIPT_NAME, Prefix, Release, walk_files
-from runtime.preflight import platform_problem
-from runtime.probe import ask_probes
+from runtime.preflight import Check, platform_problem
+from runtime.probe import Asked, ask_models, describe_asked
 from runtime.venv_check import check_venv
 
 _SEVERITY: Final = (4, 5, 7, 6, 8, 9, 10, 3, 2, 1)
@@ -39,12 +43,17 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseReport:
-    """What ``runtime verify --prefix`` found."""
+    """What ``runtime verify --prefix`` found.
+
+    ``checks`` is the host's table and ``asked`` what each model did, both empty where nobody asked for them.
+    """
 
     release: Release
     digest: str
     trust_source: str
     sections: tuple[Section, ...]
+    checks: tuple[Check, ...] = ()
+    asked: Asked | None = None
 
     @property
     def exit_code(self) -> int:
@@ -55,7 +64,10 @@ class ReleaseReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
-    """``depth`` is ``quick`` (sizes, times and inodes), ``normal`` or ``deep`` (whole-file digests too)."""
+    """``depth`` is ``quick`` (sizes, times and inodes), ``normal`` or ``deep`` (whole-file digests too).
+
+    ``questions`` asks for the host's whole table and for the network's evidence: what goes into a go-live report.
+    """
 
     trust: TrustRoot
     trust_source: str
@@ -63,6 +75,7 @@ class VerifyOptions:
     threshold: int = 1
     depth: str = "normal"
     models: bool = True
+    questions: HostQuestions | None = None
 
 
 def verify_release(
@@ -90,20 +103,57 @@ def _verify_held(
 ) -> ReleaseReport:
     digest = release.receipt().digest
     manifest = release.manifest()
-    checks: list[tuple[str, type[SealiftError], Callable[[], tuple[str, list[str]]]]] = [
-        ("signature", TrustError, lambda: _check_signature(release, options)),
-        ("files", IntegrityError, lambda: _check_files(release, manifest, options.depth, progress)),
-    ]
-    if options.depth != "quick":
-        checks.append(("venv", IntegrityError, lambda: _check_venv(release, manifest, progress)))
-    checks.append(("host", HostError, lambda: _check_host(release, manifest)))
-    if options.models and manifest.models:
-        checks.append(("models", AdapterError, lambda: ask_probes(prefix, release, manifest)))
-    sections = []
-    for name, error, check in checks:
+    collected = _Collected()
+    sections: list[Section] = []
+    for name, error, check in _checks(prefix, release, manifest, options, progress=progress, collected=collected):
         report(name)
+        changed = any(section.name == "interpreter" and section.problems for section in sections)
+        if changed and name in {"host", "models"}:  # both would execute it
+            check = _not_asked  # noqa: PLW2901 # what it would have found is worth nothing
         sections.append(_run_section(name, error, check))
-    return ReleaseReport(release=release, digest=digest, trust_source=options.trust_source, sections=tuple(sections))
+    return ReleaseReport(
+        release=release,
+        digest=digest,
+        trust_source=options.trust_source,
+        sections=tuple(sections),
+        checks=collected.checks,
+        asked=collected.asked,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Collected:
+    """What the sections found besides problems, filled in while they run."""
+
+    checks: tuple[Check, ...] = ()
+    asked: Asked | None = None
+
+
+_Planned: TypeAlias = tuple[str, type[SealiftError], Callable[[], tuple[str, list[str]]]]
+
+
+def _checks(
+    prefix: Prefix,
+    release: Release,
+    manifest: Manifest,
+    options: VerifyOptions,
+    *,
+    progress: Progress,
+    collected: _Collected,
+) -> Iterator[_Planned]:
+    yield "signature", TrustError, lambda: _check_signature(release, options)
+    yield "files", IntegrityError, lambda: _check_files(release, manifest, options.depth, progress)
+    if options.depth != "quick":
+        if find_archive(manifest) is not None:
+            yield "interpreter", IntegrityError, lambda: _check_interpreter(release, manifest)
+        yield "venv", IntegrityError, lambda: _check_venv(release, manifest, progress)
+    yield "host", HostError, lambda: _check_host(release, manifest)
+    if (questions := options.questions) is not None:
+        yield "preflight", HostError, lambda: _check_table(prefix, manifest, questions, collected)
+    if options.models and manifest.models:
+        yield "models", AdapterError, lambda: _check_models(prefix, release, manifest, collected)
+    if options.questions is not None:
+        yield "network", AdapterError, lambda: _check_network(Host(), collected.asked)
 
 
 def _run_section(name: str, error: type[SealiftError], check: Callable[[], tuple[str, list[str]]]) -> Section:
@@ -179,6 +229,17 @@ def _stat_problems(release: Release, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: size, time or inode changed since the install"
 
 
+def _check_interpreter(release: Release, manifest: Manifest) -> tuple[str, list[str]]:
+    entry, python = find_archive(manifest), release.receipt().python
+    if entry is None or not made_of_carried(release, manifest, python):
+        return f"the operator's choice, {python}, whose files nothing here can vouch for", []
+    return f"every file of the carried CPython {archive_version(entry)}", carried_problems(release, manifest)
+
+
+def _not_asked() -> tuple[str, list[str]]:
+    return "not asked", ["nothing was executed: the interpreter is not what was signed"]
+
+
 def _check_venv(release: Release, manifest: Manifest, progress: Progress) -> tuple[str, list[str]]:
     return "every file of every wheel", check_venv(release, manifest, progress)
 
@@ -189,3 +250,31 @@ def _check_host(release: Release, manifest: Manifest) -> tuple[str, list[str]]:
     libc = " ".join(interpreter.libc)
     found = f"CPython {interpreter.version} ({interpreter.executable}) on {interpreter.machine}, {libc}"
     return found, [f"the bundle is for {manifest.target.platform}, found {problem}"] if problem else []
+
+
+def _check_table(
+    prefix: Prefix, manifest: Manifest, questions: HostQuestions, collected: _Collected
+) -> tuple[str, list[str]]:
+    collected.checks = check_host(manifest, prefix, questions)
+    missed = [row for row in collected.checks if row.verdict == "failed"]
+    warned = sum(row.verdict == "warning" for row in collected.checks)
+    words = f"{len(collected.checks)} facts of this host, {warned} warnings"
+    return words, [f"{row.name}: found {row.found}, needed {row.needed}" for row in missed]
+
+
+def _check_models(prefix: Prefix, release: Release, manifest: Manifest, collected: _Collected) -> tuple[str, list[str]]:
+    collected.asked = ask_models(prefix, release, manifest)
+    return describe_asked(collected.asked, manifest)
+
+
+def _check_network(host: Host, asked: Asked | None) -> tuple[str, list[str]]:
+    """Say what shows that the network is closed; the guard's attempts are findings of the models' section already."""
+    routes = host.default_routes()
+    words = [f"a default route by {', '.join(routes)}" if routes else "no default route"]
+    if asked is None:
+        words.append("no model was asked, so nobody could try to reach it")
+    else:
+        words.append(f"{len(asked.attempts)} attempts refused by the guard while the models were asked")
+        if asked.unroutable is not None:
+            words.append(f"{asked.unroutable} packets refused by the kernel for want of a route, of all processes here")
+    return "; ".join(words), []

@@ -150,8 +150,12 @@ def unpack_bundle(tar: Path, folder: Path) -> Path:
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
-    """Return every file below ``folder`` with its content, to compare a state before with one after."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return every file below ``folder`` with its content, to compare a state before with one after.
+
+    The audit log is left out: what is refused is told there too.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != "var/audit.jsonl"}
 
 
 def is_root() -> bool:

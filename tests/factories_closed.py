@@ -239,7 +239,8 @@ def give_to_nobody(folder: Path) -> None:
 
 def leftovers(prefix: Path) -> list[str]:
     """Return what lies below a prefix that is neither a folder, nor a verified blob, nor a lock, nor the settings."""
-    allowed = ("store/sha256/", "var/install.lock", "var/use.lock", "etc/", "var/cache/", "var/logs/")
+    own = ("var/install.lock", "var/use.lock", "var/cache/", "var/logs/", "var/audit.jsonl")
+    allowed = ("store/sha256/", "etc/", *own)
     paths = (path for path in prefix.rglob("*") if path.is_symlink() or not path.is_dir())
     names = (path.relative_to(prefix).as_posix() for path in paths)
     return sorted(name for name in names if name.endswith(".partial") or not name.startswith(allowed))

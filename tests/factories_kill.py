@@ -1,4 +1,4 @@
-"""An installer that stops where a test wants it to, and what must be equal after it ran again."""
+"""An installer, and a repair, that stop where a test wants them to, and what must be equal after it ran again."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tests.factories_closed import ClosedBundle, Host, program
 
-_DRIVER: Final = '''
+_HEAD: Final = """
 import contextlib, errno, json, os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from manifests.pieces import Silent
 from manifests.trust import parse_allowed_signers
 from runtime.install import InstallOptions, install
 from runtime.layout import Prefix
-import manifests.medium
+import manifests.sources
 
 os.sync = lambda: None  # a killed process loses nothing that a sync would have saved
 left, read = int(count), {}
@@ -47,6 +47,8 @@ def checkpoint(name):
         fail()
 
 
+"""
+_DRIVER: Final = '''
 class Counting:
     """The medium, and how many bytes of each file were read from it."""
 
@@ -54,6 +56,8 @@ class Counting:
         self.medium, self.label = medium, medium.label
         self.manifest_bytes, self.signature_slot = medium.manifest_bytes, medium.signature_slot
         self.check_layout, self.close = medium.check_layout, medium.close
+        self.delta, self.ordered, self.carries = medium.delta, medium.ordered, medium.carries
+        self.check_end, self.parts, self.volumes_of = medium.check_end, medium.parts, medium.volumes_of
 
     @contextlib.contextmanager
     def reader(self, entry):
@@ -67,13 +71,13 @@ class Counting:
 
 
 if step == "medium":  # the seam to the operating system, where the medium is read
-    original = manifests.medium.read_into
+    original = manifests.sources.read_into
 
     def failing(descriptor, view, offset):
         checkpoint("medium")
         return original(descriptor, view, offset)
 
-    manifests.medium.read_into = failing
+    manifests.sources.read_into = failing
 
 text = Path(trust).read_text()
 try:
@@ -91,6 +95,22 @@ except OSError as error:
     sys.stderr.write(disk_error(error, "go on").render() + "\\n")
     sys.exit(7)
 '''
+
+
+_REPAIR: Final = """
+from runtime.rebuild import RebuildOptions
+from runtime.repair import repair_prefix
+
+root = parse_allowed_signers(Path(trust).read_text(), where=trust)
+verify = lambda medium: verify_trust(medium, root, now=datetime.now(UTC))
+try:
+    options = RebuildOptions(checkpoint=checkpoint)
+    done = repair_prefix(Prefix(path=Path(prefix)), verify, None, Silent(), rebuild=options)
+    print(json.dumps({"rebuilt": done.rebuilt}))
+except SealiftError as error:
+    sys.stderr.write(error.render() + "\\n")
+    sys.exit(error.exit_code)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +133,20 @@ class Installer:
         self, bundle: ClosedBundle, prefix: Path, step: str = "", count: int = 1, fault: str = "kill"
     ) -> list[str | Path]:
         """Return the words of the program; ``fault`` happens after the ``count``-th ``step``."""
+        return self._command(_DRIVER, bundle, prefix, step, str(count), fault)
+
+    def _command(self, program: str, bundle: ClosedBundle, prefix: Path, *words: str) -> list[str | Path]:
         driver = self.host.home / "driver.py"
-        driver.write_text(_DRIVER)
-        words = (bundle.pyz, bundle.tar, bundle.trust, prefix, step or "-", str(count), fault)
-        return [self.host.python, "-I", "-S", driver, *words]
+        driver.write_text(_HEAD + program)
+        step, *rest = words
+        given: tuple[str | Path, ...] = (bundle.pyz, bundle.tar, bundle.trust, prefix, step or "-", *rest)
+        return [self.host.python, "-I", "-S", driver, *given]
+
+    def repair_command(
+        self, bundle: ClosedBundle, prefix: Path, step: str = "", fault: str = "kill"
+    ) -> list[str | Path]:
+        """Return the words of a program that repairs; ``fault`` happens after the first ``step``."""
+        return self._command(_REPAIR, bundle, prefix, step, "1", fault)
 
     def run(self, bundle: ClosedBundle, prefix: Path, step: str = "", count: int = 1, fault: str = "kill") -> Run:
         """Run it to its end or to where it is stopped."""

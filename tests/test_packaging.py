@@ -81,7 +81,12 @@ def test_what_the_wheel_holds(distributions: dict[str, Path]) -> None:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names}
     assert tops == {"bundler", "manifests", "runtime", "templates", f"sealift-{__version__}.dist-info"}
-    for top, pattern in (("templates", "*"), ("manifests/bundles", "*.toml"), ("bundler/converter", "*.txt")):
+    for top, pattern in (
+        ("templates", "*"),
+        ("manifests/bundles", "*.toml"),
+        ("bundler", "*.txt"),
+        ("bundler/converter", "*.txt"),
+    ):
         files = {path.relative_to(ROOT).as_posix() for path in (ROOT / top).glob(pattern) if path.is_file()}
         assert files
         assert files <= names

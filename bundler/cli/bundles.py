@@ -1,33 +1,56 @@
-"""Commands that read a bundle: inspect, rehearse, extract-chunks."""
+"""Commands that read a bundle: inspect, diff, rehearse, extract-chunks."""
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from bundler.cli.shared import PATH, answer, command, json_option, size_text, step
+from bundler.cli.registries import bundle_arguments
+from bundler.cli.shared import PATH, answer, command, json_option, size_text, step, volumes_option
 from manifests.errors import UsageError
+
+if TYPE_CHECKING:
+    from manifests.reference import Remote
 
 
 @command("inspect")
-@click.argument("bundle", type=PATH)
+@bundle_arguments("bundle")
+@volumes_option
 @json_option
-def inspect(bundle: Path, *, as_json: bool) -> None:
+def inspect(bundle: "Path | Remote", volumes: tuple[Path, ...], *, as_json: bool) -> None:
     """Say what is in BUNDLE and whose signatures it bears; nothing is trusted."""
     from bundler.summary import inspect_bundle, summary_lines
+    from manifests.sources import Supply
 
-    document = inspect_bundle(bundle)
+    document = inspect_bundle(bundle, Supply(folders=volumes))
     answer(document, "\n".join(summary_lines(document)), as_json=as_json)
 
 
+@command("diff")
+@bundle_arguments("old", "new")
+@json_option
+def diff(old: "Path | Remote", new: "Path | Remote", *, as_json: bool) -> None:
+    """Say what changed from OLD to NEW, bundles or manifest.json files, and what a delta would carry."""
+    from bundler.diff import diff_bundles, diff_lines, load_described
+
+    document = diff_bundles(load_described(old), load_described(new))
+    answer(document, "\n".join(diff_lines(document)), as_json=as_json)
+
+
 @command("extract-chunks")
-@click.argument("bundle", type=PATH)
+@bundle_arguments("bundle")
 @click.option("--chunks", type=PATH, required=True, metavar="LIST", help="What `runtime repair` printed.")
 @click.option("--output", type=PATH, required=True, metavar="FILE", help="The repair file.")
+@volumes_option
 @json_option
-def extract_chunks(bundle: Path, chunks: Path, output: Path, *, as_json: bool) -> None:
+def extract_chunks(
+    bundle: "Path | Remote", chunks: Path, output: Path, volumes: tuple[Path, ...], *, as_json: bool
+) -> None:
     """Write the chunks of BUNDLE that a damaged copy lacks into a small file for `runtime repair --from`."""
     from bundler.chunks import extract_chunks as extract
     from bundler.chunks import parse_chunk_list
+    from manifests.sources import Supply
 
     try:
         text = chunks.read_text(encoding="utf-8")
@@ -35,7 +58,7 @@ def extract_chunks(bundle: Path, chunks: Path, output: Path, *, as_json: bool) -
         raise UsageError(f"{chunks}: no such list", hint="runtime repair BUNDLE --list > LIST") from None
     except UnicodeDecodeError:
         raise UsageError(f"{chunks}: not a list of chunks: it isn't text") from None
-    done = extract(bundle, parse_chunk_list(text, where=str(chunks)), output)
+    done = extract(bundle, parse_chunk_list(text, where=str(chunks)), output, Supply(folders=volumes))
     document = {"output": str(output), "chunks": done.pieces, "size": done.size}
     answer(document, f"{output}: {done.pieces} chunks, {size_text(done.size)}", as_json=as_json)
 
@@ -43,13 +66,18 @@ def extract_chunks(bundle: Path, chunks: Path, output: Path, *, as_json: bool) -
 @command("rehearse")
 @click.argument("bundle", type=PATH)
 @click.option("--trust", type=PATH, required=True, metavar="FILE", help="allowed_signers of whoever signed it.")
+@click.option("--base", type=PATH, metavar="BUNDLE", help="Of a delta: the bundle that it was made to.")
+@volumes_option
 @json_option
-def rehearse(bundle: Path, trust: Path, *, as_json: bool) -> None:
+def rehearse(bundle: Path, trust: Path, base: Path | None, volumes: tuple[Path, ...], *, as_json: bool) -> None:
     """Install BUNDLE in a namespace without network, verify it there and ask its models."""
-    from bundler.rehearse import rehearse_bundle
+    from bundler.rehearse import open_base, rehearse_bundle
 
     if not trust.is_file():
         raise UsageError(f"{trust}: no such allowed_signers file", hint="bundler keygen writes PATH.allowed_signers")
-    done = rehearse_bundle(bundle, trust.read_text(encoding="utf-8"), step)
+    text = trust.read_text(encoding="utf-8")
+    with ExitStack() as stack:
+        source = stack.enter_context(open_base(base, bundle)) if base is not None else None
+        done = rehearse_bundle(bundle, text, step, volumes=volumes, base=source)
     text = f"{bundle}: installed, verified and asked without network" if done else f"{bundle}: not rehearsed here"
     answer({"bundle": str(bundle), "rehearsed": done}, text, as_json=as_json)

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -15,6 +16,9 @@ from manifests.errors import SealiftError
 
 PATH: Final = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+volumes_option = click.option(
+    "--volumes", type=PATH, multiple=True, metavar="DIR", help="Another folder with volumes; may be given again."
+)
 target_option = click.option(
     "--target",
     "platform",
@@ -62,6 +66,7 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
     return decorate
 
 
+@cache
 def pip_config() -> Any:  # noqa: ANN401 # a PipConfig, imported late
     """Return the user's PipConfig."""
     from bundler.pipconfig import load_pip_config

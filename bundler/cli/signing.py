@@ -2,11 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from bundler.cli.registries import bundle_arguments
 from bundler.cli.shared import PATH, answer, command, json_option, read_signer
 from manifests.errors import UsageError
+
+if TYPE_CHECKING:
+    from manifests.reference import Remote
 
 
 @command("keygen")
@@ -47,8 +52,8 @@ def sign(bundle: Path, key: str | None, attach: Path | None, *, as_json: bool) -
 
 
 @command("manifest")
-@click.argument("bundle", type=PATH)
-def manifest(bundle: Path) -> None:
+@bundle_arguments("bundle")
+def manifest(bundle: "Path | Remote") -> None:
     """Print the manifest.json of BUNDLE, to be signed elsewhere."""
     from manifests.manifest import parse_manifest
     from manifests.medium import open_medium

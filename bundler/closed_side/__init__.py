@@ -43,13 +43,14 @@ class StepFailed(Exception):  # noqa: N818 # carries the exit code of the runtim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Where the play happens: the bundle, the verifier, the trust file, a prefix, an empty home."""
+    """Where the play happens: the bundle, the verifier, the trust file, a prefix, an empty home, more volumes."""
 
     bundle: Path
     pyz: Path
     trust: Path
     prefix: Path
     home: Path
+    volumes: tuple[Path, ...] = ()
 
     def runtime(self, *arguments: str) -> list[str]:
         """Return a command line of the runtime as an operator would type it."""
@@ -207,8 +208,9 @@ def play(stage: Stage, questions: Mapping[str, Any], port: int, tell: Tell) -> N
         StepFailed: A command or a request failed.
     """
     bundle, prefix, trust = str(stage.bundle), str(stage.prefix), str(stage.trust)
-    run_step(stage, "verify bundle", ["verify", bundle, "--trust", trust], tell)
-    run_step(stage, "install", ["install", bundle, "--prefix", prefix, "--trust", trust], tell)
+    more = [word for folder in stage.volumes for word in ("--volumes", str(folder))]
+    run_step(stage, "verify bundle", ["verify", bundle, "--trust", trust, *more], tell)
+    run_step(stage, "install", ["install", bundle, "--prefix", prefix, "--trust", trust, *more], tell)
     run_step(stage, "verify release", ["verify", "--prefix", prefix, "--trust", trust], tell)
     if questions:
         with serving(stage, port, tell) as address:

@@ -23,7 +23,8 @@ def main() -> int:
     try:
         if part["closed"]:
             require_closed()
-        play(Stage(**paths), part["questions"], part["port"], _tell)
+        volumes = tuple(Path(folder) for folder in part["stage"].get("volumes", ()))
+        play(Stage(**paths, volumes=volumes), part["questions"], part["port"], _tell)
     except StepFailed as failed:
         _tell({"event": "failed", "step": failed.step, "code": failed.code, "text": failed.words})
         return failed.code

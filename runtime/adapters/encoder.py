@@ -142,7 +142,12 @@ class TextEncoder:
         self.budget = settings.batch_tokens or (1024 if device.type == "cpu" else 16384)
         self.rows = settings.batch_size
         network = load_pretrained(
-            AutoModel.from_pretrained, directory, model=self.name, dtype=dtype, attn_implementation="sdpa"
+            AutoModel.from_pretrained,
+            directory,
+            model=self.name,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
         )
         self.network = network.to(device).eval()
         if settings.int8:

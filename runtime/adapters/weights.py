@@ -42,7 +42,10 @@ def load_generator(directory: Path, settings: CausalLmSettings, *, model: str) -
         raise AdapterError(msg, hint="set device: cpu, or load_in_8bit: true for CUDA")
     dtype, dtype_note = _int8_dtype() if settings.int8 else choose_dtype(settings, device, generator=True)
     attention, attention_notes = _choose_attention(settings, device)
-    options = {"dtype": dtype, "attn_implementation": attention, **_quantization(settings, device, model)}
+    options = {
+        **{"dtype": dtype, "attn_implementation": attention, "use_safetensors": True},
+        **_quantization(settings, device, model),
+    }
     network = load_pretrained(AutoModelForCausalLM.from_pretrained, directory, model=model, **options)
     network = (network if "quantization_config" in options else network.to(device)).eval()
     if settings.int8:

@@ -10,8 +10,12 @@ from typing import NoReturn
 
 from manifests import __version__
 from manifests.errors import DiskError, SealiftError
+from runtime.cli.auditing import run_audited
 from runtime.cli.bundles import add_bundle_commands
+from runtime.cli.evidence import add_evidence_commands
+from runtime.cli.mirroring import add_mirror_command
 from runtime.cli.releases import add_release_commands
+from runtime.cli.serving import add_serving_commands
 from runtime.cli.shared import say
 from runtime.cli.trusting import add_trust_commands
 
@@ -22,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         command: Callable[[argparse.Namespace], int] = arguments.command
-        return command(arguments)
+        return run_audited(arguments, command)
     except SealiftError as error:
         say(error.render())
         return error.exit_code
@@ -46,10 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="runtime", description="Verify, install and launch a Sealift bundle on a closed network."
     )
     parser.add_argument("--version", action="version", version=f"runtime {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="event")
     add_bundle_commands(commands)
     add_release_commands(commands)
+    add_mirror_command(commands)
     add_trust_commands(commands)
+    add_evidence_commands(commands)
+    add_serving_commands(commands)
     return parser
 
 

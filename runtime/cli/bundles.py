@@ -2,9 +2,14 @@
 
 import argparse
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from manifests.errors import UsageError
+from runtime.cli.auditing import noted
+from runtime.cli.evidence import check_lines, verify_prefix
+from runtime.cli.media import add_volumes, delta_lines, supply_of
+from runtime.cli.registries import add_bundle, reached
 from runtime.cli.shared import Commands, add_command, add_prefix, add_trust, answer, say
 from runtime.cli.trusting import choose_trust, offer_rotation
 
@@ -17,16 +22,20 @@ def add_bundle_commands(commands: Commands) -> None:
 
 
 def _add_preflight(commands: Commands) -> None:
-    parser = add_command(commands, "preflight", "Check whether this host fits a bundle; nothing is written.")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser = add_command(commands, "preflight", "Check whether this host fits a bundle; nothing stays written.")
+    add_bundle(parser)
     add_prefix(parser, required=False)
     parser.add_argument("--python", type=Path, metavar="FILE", help="the Python to make the environment from")
+    parser.add_argument("--container", action="store_true", help="ask for a container engine too: docker or podman")
+    parser.add_argument("--port", type=int, default=0, metavar="PORT", help="ask whether the server could listen here")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="the address of --port")
+    parser.add_argument("--service-user", default="", metavar="NAME", help="who is going to read what is installed")
     parser.set_defaults(command=_preflight)
 
 
 def _add_install(commands: Commands) -> None:
     parser = add_command(commands, "install", "Verify a bundle and make it the live release of a prefix.")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    add_bundle(parser)
     add_prefix(parser)
     add_trust(parser, "those of `runtime trust init`")
     text = "make the signers that this bundle proposes those of the prefix"
@@ -34,35 +43,58 @@ def _add_install(commands: Commands) -> None:
     parser.add_argument("--allow-downgrade", action="store_true", help="accept a bundle older than what was installed")
     parser.add_argument("--python", type=Path, metavar="FILE", help="the Python to make the environment from")
     parser.add_argument("--no-smoke", action="store_true", help="skip the import test of the new environment")
+    add_volumes(parser)
     parser.set_defaults(command=_install)
 
 
 def _add_verify(commands: Commands) -> None:
     parser = add_command(commands, "verify", "Verify a bundle on its medium, or the installed release before go-live.")
-    parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
+    add_bundle(parser, optional=True)
     add_prefix(parser, required=False)
     add_trust(parser, "the prefix's own; needed for a BUNDLE")
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="sizes, times and inodes instead of digests (installed)")
     depth.add_argument("--deep", action="store_true", help="whole-file digests of chunked files too")
     parser.add_argument("--no-models", action="store_true", help="do not load the models (installed)")
+    text = "file the whole go-live report here, as JSON and as a page, with the host's table (installed)"
+    parser.add_argument("--report", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--service-user", default="", metavar="NAME", help="who has to read the release, for --report")
+    add_volumes(parser)
     parser.set_defaults(command=_verify)
 
 
 def _preflight(arguments: argparse.Namespace) -> int:
     from manifests.manifest import parse_manifest
     from manifests.medium import open_medium
+    from runtime.hostchecks import HostQuestions, check_host
+    from runtime.install import base_problem
     from runtime.layout import Prefix
-    from runtime.preflight import preflight, require
+    from runtime.preflight import require
+    from runtime.state import load_state
 
-    with open_medium(arguments.bundle) as medium:
-        manifest = parse_manifest(medium.manifest_bytes)
     prefix = Prefix(path=(arguments.prefix or Path.cwd()).absolute())
-    checks = preflight(manifest, prefix, python=arguments.python)
-    rows = [{"check": c.name, "found": c.found, "needed": c.needed, "verdict": c.verdict} for c in checks]
-    lines = [f"{c.verdict:8} {c.name:12} found {c.found}, needed {c.needed}" for c in checks]
-    answer(arguments, {"bundle": manifest.stem, "trusted": False, "checks": rows}, lines)
+    with open_medium(reached(arguments.bundle, arguments)) as medium:
+        manifest = parse_manifest(medium.manifest_bytes)
+        lacking = base_problem(medium, manifest, prefix)
+    state = load_state(prefix)
+    questions = HostQuestions(
+        now=datetime.now(UTC),
+        python=arguments.python,
+        address=arguments.host,
+        port=arguments.port,
+        container=arguments.container,
+        service_user=arguments.service_user,
+        newest=state.created if state else "",
+    )
+    checks = check_host(manifest, prefix, questions)
+    rows = [
+        {"check": c.name, "found": c.found, "needed": c.needed, "verdict": c.verdict, "remedy": c.remedy}
+        for c in checks
+    ]
+    answer(arguments, {"bundle": manifest.stem, "trusted": False, "checks": rows}, check_lines(checks))
     require(checks)
+    if lacking is not None:
+        raise lacking
     return 0
 
 
@@ -82,8 +114,10 @@ def _install(arguments: argparse.Namespace) -> int:
         python=arguments.python,
         smoke=not arguments.no_smoke,
     )
-    with open_medium(arguments.bundle) as medium:
+    with open_medium(reached(arguments.bundle, arguments), supply_of(arguments)) as medium:
         bundle = verify_trust(medium, chosen.trust, threshold=arguments.signatures, now=chosen.time.now)
+        release = prefix.release_for(bundle.manifest, bundle.digest)
+        noted(arguments, release=release.name, digest=bundle.digest)
         for signer in bundle.signers:
             say(f"signed by {signer.principals} {signer.fingerprint}")
         with ProgressBar("copy and verify", bundle.manifest.payload_size, sys.stderr) as progress:
@@ -103,65 +137,32 @@ def _install(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     if (arguments.bundle is None) == (arguments.prefix is None):
         raise UsageError("verify takes a BUNDLE or --prefix DIR, one of the two", hint="runtime verify --help")
-    return _verify_bundle(arguments) if arguments.bundle is not None else _verify_prefix(arguments)
+    if arguments.bundle is not None and arguments.report is not None:
+        raise UsageError("--report is about an installed release", hint="runtime verify --prefix DIR --report DIR")
+    return _verify_bundle(arguments) if arguments.bundle is not None else verify_prefix(arguments)
 
 
 def _verify_bundle(arguments: argparse.Namespace) -> int:
-    from manifests.bundle import verify_content, verify_trust
+    from manifests.bundle import carried_files, verify_content, verify_trust
     from manifests.medium import open_medium
     from manifests.progress import ProgressBar, format_size
 
     chosen = choose_trust(arguments, None)
-    with open_medium(arguments.bundle) as medium:
+    with open_medium(reached(arguments.bundle, arguments), supply_of(arguments)) as medium:
         bundle = verify_trust(medium, chosen.trust, threshold=arguments.signatures, now=chosen.time.now)
         manifest = bundle.manifest
-        with ProgressBar("verify", manifest.payload_size, sys.stderr) as progress:
+        files = carried_files(medium, manifest)
+        size = sum(entry.size for entry in files)
+        with ProgressBar("verify", size, sys.stderr) as progress:
             verify_content(medium, manifest, progress, deep=arguments.deep)
     signers = [f"{signer.principals} {signer.fingerprint}" for signer in bundle.signers]
-    document = {"bundle": manifest.stem, "digest": bundle.digest, "files": len(manifest.files), "signers": signers}
-    size = format_size(manifest.payload_size)
+    more, delta = delta_lines(bundle)
+    document = {"bundle": manifest.stem, "digest": bundle.digest, "files": len(files), "signers": signers, **more}
     lines = [
-        f"good: {manifest.stem}, {len(manifest.files)} files, {size}",
+        f"good: {manifest.stem}, {len(files)} files, {format_size(size)}",
+        *delta,
         f"manifest digest {bundle.digest}",
         *(f"signed by {signer}" for signer in signers),
     ]
-    answer(arguments, document | {"size": manifest.payload_size}, lines)
+    answer(arguments, document | {"size": size}, lines)
     return 0
-
-
-def _verify_prefix(arguments: argparse.Namespace) -> int:
-    from manifests.progress import ProgressBar
-    from runtime.layout import Prefix
-    from runtime.state import record
-    from runtime.verify import VerifyOptions, checked_size, verify_release
-
-    prefix = Prefix(path=arguments.prefix.absolute())
-    release = prefix.require_live()
-    chosen = choose_trust(arguments, prefix)
-    if arguments.verify_time is not None:
-        record(prefix, f"verify {release.name}: {chosen.time.note}")
-    source = str(arguments.trust) if arguments.trust else "the prefix itself (no --trust was given)"
-    depth = "quick" if arguments.quick else "deep" if arguments.deep else "normal"
-    options = VerifyOptions(
-        trust=chosen.trust,
-        trust_source=source,
-        now=chosen.time.now,
-        threshold=arguments.signatures,
-        depth=depth,
-        models=not (arguments.no_models or arguments.quick),
-    )
-    with ProgressBar("verify", checked_size(release, depth), sys.stderr) as progress:
-        found = verify_release(prefix, release, options, progress, lambda step: say(f"... {step}"))
-    rows = [
-        {"name": s.name, "checked": s.checked, "problems": list(s.problems), "seconds": round(s.seconds, 2)}
-        for s in found.sections
-    ]
-    lines = [f"{release.name}: {'good' if not found.exit_code else 'NOT good'}, trust from {source}"]
-    for section in found.sections:
-        lines.append(
-            f"{'FAILED' if section.problems else 'ok':8} {section.name:10} {section.checked} ({section.seconds:.1f} s)"
-        )
-        lines += [f"         {problem}" for problem in section.problems]
-    document = {"release": release.name, "digest": found.digest, "trust": source, "sections": rows}
-    answer(arguments, document | {"exit_code": found.exit_code}, lines)
-    return found.exit_code

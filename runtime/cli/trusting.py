@@ -32,7 +32,7 @@ def add_trust_commands(commands: Commands) -> None:
     text = "Keep the signers that a prefix trusts: init, add, list, remove."
     group = commands.add_parser("trust", help=text, description=text)
     group.add_argument("--version", action="version", version=f"runtime {_version()}")
-    actions = group.add_subparsers(metavar="ACTION", required=True)
+    actions = group.add_subparsers(metavar="ACTION", required=True, dest="action")
     init = add_command(actions, "init", "Trust the signers of FILE from now on, each one's fingerprint confirmed.")
     add = add_command(actions, "add", "Trust the signers of FILE too, each new one's fingerprint confirmed.")
     for parser, command in ((init, _init), (add, _add)):

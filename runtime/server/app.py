@@ -3,37 +3,69 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from manifests.errors import AdapterError
-from runtime.adapters.base import ContextTooLongError, Generation, GenerationParams, Prompt, RequestError
-from runtime.server.channel import PieceChannel, until_disconnect
+from runtime.adapters.base import Generation, Piece
+from runtime.server.channel import PieceChannel, RequestTimeout, until_disconnect
+from runtime.server.embedding import EmbeddingJob, MultiJob
+from runtime.server.failures import FAILURES, failed, refuse_key, to_api_error
+from runtime.server.generation import GenerationJob
+from runtime.server.keys import ApiKeys
+from runtime.server.loading import describe
+from runtime.server.page import PAGE_HEADERS, status_page
 from runtime.server.replies import DONE, Answer, embeddings_reply, event, multi_reply
-from runtime.server.requests import ApiError, parse_body, parse_chat, parse_completion, parse_embeddings, parse_multi
+from runtime.server.requests import (
+    ApiError,
+    GenerationRequest,
+    parse_body,
+    parse_chat,
+    parse_completion,
+    parse_embeddings,
+    parse_multi,
+)
 from runtime.server.service import Service
-from runtime.server.workers import BusyError, EmbeddingJob, GenerationJob, MultiJob
 
 _LOG: Final = logging.getLogger(__name__)
+_OPEN_ROUTES: Final = frozenset({"/health", "/ready"})
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, *, max_body: int) -> Starlette:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request may take.
+
+    Attributes:
+        body_bytes: The largest body.
+        body_seconds: How long a body may take to arrive.
+        seconds: How long an answer may take, waiting included.
+        answer_tokens: The largest ``max_tokens``; None for what the model's context allows.
+    """
+
+    body_bytes: int = 8 << 20
+    body_seconds: float = 30.0
+    seconds: float = 600.0
+    answer_tokens: int | None = None
+
+
+def make_app(service: Service, *, limits: Limits, keys: ApiKeys | None = None) -> Starlette:
     """Return the application.
 
     Args:
         service: The models; they begin to load when the application starts.
-        max_body: The largest request body, in bytes.
+        limits: Of one request.
+        keys: Who may ask; None for anyone.
     """
-    routes = _Routes(service, max_body=max_body)
+    routes = _Routes(service, limits, keys)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -41,37 +73,48 @@ def make_app(service: Service, *, max_body: int) -> Starlette:
         yield
         await asyncio.to_thread(service.stop)
 
+    table = [
+        ("/", routes.page, "GET"),
+        ("/v1/models", routes.models, "GET"),
+        ("/v1/models/{name}", routes.model, "GET"),
+        ("/v1/embeddings", routes.embeddings, "POST"),
+        ("/v1/embeddings/multi", routes.multi, "POST"),
+        ("/v1/chat/completions", routes.chat, "POST"),
+        ("/v1/completions", routes.completion, "POST"),
+        ("/health", routes.health, "GET"),
+        ("/ready", routes.ready, "GET"),
+        ("/metrics", routes.metrics, "GET"),
+    ]
     return Starlette(
         lifespan=lifespan,
-        routes=[
-            Route("/v1/models", routes.counted(routes.models), methods=["GET"]),
-            Route("/v1/models/{name}", routes.counted(routes.model), methods=["GET"]),
-            Route("/v1/embeddings", routes.counted(routes.embeddings), methods=["POST"]),
-            Route("/v1/embeddings/multi", routes.counted(routes.multi), methods=["POST"]),
-            Route("/v1/chat/completions", routes.counted(routes.chat), methods=["POST"]),
-            Route("/v1/completions", routes.counted(routes.completion), methods=["POST"]),
-            Route("/health", routes.health, methods=["GET"]),
-            Route("/ready", routes.ready, methods=["GET"]),
-            Route("/metrics", routes.metrics, methods=["GET"]),
-        ],
-        exception_handlers={HTTPException: _http_error, Exception: _bug},
+        routes=[Route(path, routes.counted(endpoint), methods=[method]) for path, endpoint, method in table],
+        exception_handlers=FAILURES,
     )
 
 
 class _Routes:
-    def __init__(self, service: Service, *, max_body: int) -> None:
+    def __init__(self, service: Service, limits: Limits, keys: ApiKeys | None) -> None:
         self._service = service
-        self._max_body = max_body
+        self._limits = limits
+        self._keys = keys
+        self._open = 0
+        self._started = time.time()
+        service.metrics.watch("sealift_open_requests", lambda: self._open)
+
+    async def page(self, _request: Request) -> Response:
+        return HTMLResponse(status_page(self._service, self._started), headers=PAGE_HEADERS)
 
     async def health(self, _request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        healthy = self._service.healthy
+        body = {"status": "ok" if healthy else "a model's thread has ended; the log has its traceback"}
+        return JSONResponse(body, status_code=200 if healthy else 503)
 
     async def ready(self, _request: Request) -> Response:
-        loaded = [info.name for info in self._service.loaded()]
+        loaded = list(self._service.loaded())
         waiting = [name for name in self._service.names if name not in loaded]
-        status = "ready" if self._service.ready else "loading"
-        body = {"status": status, "loaded": loaded, "loading": waiting}
-        return JSONResponse(body, status_code=200 if self._service.ready else 503)
+        is_ready = self._service.ready
+        body = {"status": "ready" if is_ready else "loading", "loaded": loaded, "loading": [] if is_ready else waiting}
+        return JSONResponse(body, status_code=200 if is_ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
         return PlainTextResponse(self._service.metrics.render(), media_type="text/plain; version=0.0.4")
@@ -87,122 +130,155 @@ class _Routes:
 
     async def embeddings(self, request: Request) -> Response:
         asked = parse_embeddings(await self._body(request))
-        worker = self._service.embedding_worker(asked.model)
+        await self._ensure(asked.model)
         job = EmbeddingJob(texts=asked.inputs)
-        worker.submit(job)
-        result = await until_disconnect(request, asyncio.wrap_future(job.result))
+        self._service.submit_embedding(asked.model, job)
+        result = await until_disconnect(request, asyncio.wrap_future(job.result), seconds=self._limits.seconds)
         self._count(asked.model, sum(result.token_counts), truncated=result.truncated_count)
         return JSONResponse(await asyncio.to_thread(embeddings_reply, asked, result))
 
     async def multi(self, request: Request) -> Response:
         asked = parse_multi(await self._body(request))
-        worker = self._service.embedding_worker(asked.model)
+        await self._ensure(asked.model)
         job = MultiJob(texts=asked.inputs, dense=asked.dense, sparse=asked.sparse, colbert=asked.colbert)
-        worker.submit(job)
-        result = await until_disconnect(request, asyncio.wrap_future(job.result))
+        self._service.submit_embedding(asked.model, job)
+        result = await until_disconnect(request, asyncio.wrap_future(job.result), seconds=self._limits.seconds)
         self._count(asked.model, sum(result.token_counts), truncated=result.truncated_count)
         return JSONResponse(await asyncio.to_thread(multi_reply, asked.model, result))
 
     async def chat(self, request: Request) -> Response:
         asked = parse_chat(await self._body(request))
-        answer = Answer.begin("chat.completion", asked.model)
-        if asked.stream:
-            return await self._stream(request, answer, asked.messages, asked.params, usage=asked.include_usage)
-        result = await self._generate(request, asked.model, asked.messages, asked.params)
-        return JSONResponse(answer.whole([result]))
+        return await self._generate(request, asked, Answer.begin("chat.completion", asked.model))
 
     async def completion(self, request: Request) -> Response:
         asked = parse_completion(await self._body(request))
-        answer = Answer.begin("text_completion", asked.model)
-        if asked.stream:
-            return await self._stream(request, answer, asked.prompts[0], asked.params, usage=asked.include_usage)
-        results = [await self._generate(request, asked.model, prompt, asked.params) for prompt in asked.prompts]
-        return JSONResponse(answer.whole(results))
+        return await self._generate(request, asked, Answer.begin("text_completion", asked.model))
 
     def counted(self, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint with its errors turned into answers, and every answer counted; no body is ever logged."""
+        """Return the endpoint for those with a key, its errors turned into answers, all counted and no body logged."""
 
         async def answer(request: Request) -> Response:
-            started = time.monotonic()
+            route, started = request.scope["route"].path, time.monotonic()
+            self._open += 1
             try:
-                response = await endpoint(request)
-            except (ApiError, AdapterError) as error:
-                response = error_response(error)
+                response = await self._admitted(endpoint, request)
             except ClientDisconnect:
-                self._service.metrics.add("sealift_cancelled_total", route=request.scope["route"].path)
+                self._service.metrics.add("sealift_cancelled_total", route=route)
                 response = Response(status_code=499)
-            labels = {"route": request.scope["route"].path, "status": str(response.status_code)}
+            except Exception as error:  # noqa: BLE001 - every request is answered and counted
+                response = failed(request, error)
+                if isinstance(error, RequestTimeout):
+                    self._service.metrics.add("sealift_timeouts_total", route=route)
+            finally:
+                self._open -= 1
+            seconds, status = time.monotonic() - started, response.status_code
+            if route.startswith("/v1/"):
+                _LOG.info("%s %s %d in %.3f s", request.method, route, status, seconds)
+            labels = {"route": route, "status": str(status)}
             self._service.metrics.add("sealift_requests_total", **labels)
-            self._service.metrics.add("sealift_request_seconds_total", time.monotonic() - started, **labels)
+            self._service.metrics.add("sealift_request_seconds_total", seconds, **labels)
             return response
 
         return answer
 
-    async def _generate(self, request: Request, model: str, prompt: Prompt, params: GenerationParams) -> Generation:
-        async with self._open(request, model, prompt, params) as channel:
-            pieces = [piece async for piece in channel.pieces()]
-        last = pieces[-1]
-        self._count(model, last.prompt_tokens, last.completion_tokens)
-        return Generation(
-            text="".join(piece.text for piece in pieces),
-            finish_reason=last.finish_reason or "length",
-            prompt_tokens=last.prompt_tokens,
-            completion_tokens=last.completion_tokens,
-        )
+    async def _admitted(self, endpoint: Endpoint, request: Request) -> Response:
+        if self._keys is None or request.scope["route"].path in _OPEN_ROUTES:
+            return await endpoint(request)
+        if not self._keys.admits(request.headers.get("authorization")):
+            self._service.metrics.add("sealift_refused_keys_total")
+            return refuse_key()
+        return await endpoint(request)
 
-    async def _stream(
-        self, request: Request, answer: Answer, prompt: Prompt, params: GenerationParams, *, usage: bool
-    ) -> Response:
-        channel = await self._open(request, answer.model, prompt, params).__aenter__()
+    async def _ensure(self, model: str) -> None:
+        """Have a model loaded that is offered and isn't loaded yet."""
+        if not self._service.must_load(model):
+            return
+        async with asyncio.timeout(self._limits.seconds):
+            await asyncio.to_thread(self._service.load, model)
+
+    async def _generate(self, request: Request, asked: GenerationRequest, answer: Answer) -> Response:
+        most = self._limits.answer_tokens
+        if most is not None and (asked.params.max_new_tokens or 0) > most:
+            raise ApiError(f"max_tokens: at most {most} here, got {asked.params.max_new_tokens}", param="max_tokens")
+        await self._ensure(asked.model)
+        rows = asked.rows()
+        channel = PieceChannel(request, choices=len(rows), seconds=self._limits.seconds)
+        jobs = [
+            GenerationJob(prompt=prompt, params=params, send=partial(channel.send, index), cancelled=channel.cancelled)
+            for index, (prompt, params) in enumerate(rows)
+        ]
+        self._service.submit_generation(asked.model, jobs)
+        if asked.stream:
+            return await self._stream(channel, asked, answer, len(rows))
+        async with channel:
+            pieces: list[list[Piece]] = [[] for _ in rows]
+            async for index, piece in channel.pieces():
+                pieces[index].append(piece)
+        results = [_join(parts) for parts in pieces]
+        self._count_answers(asked, [parts[-1] for parts in pieces])
+        return JSONResponse(answer.whole(results, per_prompt=asked.answers))
+
+    async def _stream(self, channel: PieceChannel, asked: GenerationRequest, answer: Answer, rows: int) -> Response:
+        await channel.__aenter__()
         try:
             await channel.wait_first()  # a prompt that doesn't fit is a 400, not an event
         except BaseException:
-            await channel.__aexit__(None, None, None)
+            channel.close()
             raise
-        return StreamingResponse(self._events(channel, answer, usage=usage), media_type="text/event-stream")
+        self._open += 1
+        return _Stream(self._events(channel, asked, answer, rows), close=partial(self._closed, channel))
 
-    async def _events(self, channel: PieceChannel, answer: Answer, *, usage: bool) -> AsyncIterator[bytes]:
-        last = None
+    def _closed(self, channel: PieceChannel) -> None:
+        channel.close()
+        self._open -= 1
+
+    async def _events(
+        self, channel: PieceChannel, asked: GenerationRequest, answer: Answer, rows: int
+    ) -> AsyncIterator[bytes]:
+        last: dict[int, Piece] = {}
         try:
-            if opening := answer.opening():
-                yield opening
-            async for piece in channel.pieces():
-                last = piece
-                if piece.text or piece.finish_reason:
-                    yield answer.chunk(piece.text, piece.finish_reason)
-            if last is not None:
-                self._count(answer.model, last.prompt_tokens, last.completion_tokens)
-                if usage:
-                    yield answer.usage(last.prompt_tokens, last.completion_tokens)
-            yield DONE
+            for index in range(rows):
+                yield answer.opening(index)
+            async for index, piece in channel.pieces():
+                last[index] = piece
+                if piece.text or piece.reasoning or piece.finish_reason:
+                    yield answer.chunk(piece, index)
+            read, made = self._count_answers(asked, [last[index] for index in sorted(last)])
+            if asked.include_usage:
+                yield answer.usage(read, made)
         except ClientDisconnect:
             self._service.metrics.add("sealift_cancelled_total", route="stream")
-        except (ApiError, AdapterError) as error:
+            return
+        except (ApiError, AdapterError, RequestTimeout) as error:
             yield event(to_api_error(error).body())
-            yield DONE
-        finally:
-            await channel.__aexit__(None, None, None)
+        yield DONE
 
-    def _open(self, request: Request, model: str, prompt: Prompt, params: GenerationParams) -> PieceChannel:
-        worker = self._service.generation_worker(model)
-        channel = PieceChannel(request)
-        worker.submit(GenerationJob(prompt=prompt, params=params, send=channel.send, cancelled=channel.cancelled))
-        return channel
+    def _count_answers(self, asked: GenerationRequest, last: Sequence[Piece]) -> tuple[int, int]:
+        """Count and return the tokens of the prompts, each once, and of all answers."""
+        read = sum(piece.prompt_tokens for piece in last[:: asked.answers])
+        made = sum(piece.completion_tokens for piece in last)
+        self._count(asked.model, read, made)
+        return read, made
 
     async def _body(self, request: Request) -> Mapping[str, object]:
         data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > self._max_body:
-                msg = f"the body is larger than {self._max_body} bytes"
-                raise ApiError(msg, status=413, code="request_too_large")
+        most = self._limits.body_bytes
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                async for chunk in request.stream():
+                    data += chunk
+                    if len(data) > most:
+                        msg = f"the body is larger than {most} bytes"
+                        raise ApiError(msg, status=413, code="request_too_large")
+        except TimeoutError:
+            msg = f"the body didn't arrive within {self._limits.body_seconds:g} s"
+            raise ApiError(msg, status=408, code="timeout") from None
         return parse_body(bytes(data))
 
     def _describe(self, name: str) -> dict[str, object]:
-        found = next((asdict(info) for info in self._service.loaded() if info.name == name), None)
-        details = {key: value for key, value in (found or {}).items() if key not in {"name", "directory"}}
-        own = {"id": name, "object": "model", "created": 0, "owned_by": "sealift"}
-        return {**own, "ready": found is not None, "sealift": details}
+        served = self._service.served(name)
+        own = {"id": name, "object": "model", "created": int(self._started), "owned_by": "sealift"}
+        return {**own, "ready": served is not None, "sealift": describe(served)}
 
     def _count(self, model: str, prompt: int, completion: int = 0, *, truncated: int = 0) -> None:
         add = self._service.metrics.add
@@ -211,34 +287,26 @@ class _Routes:
         add("sealift_truncated_inputs_total", truncated, model=model)
 
 
-def to_api_error(error: ApiError | AdapterError) -> ApiError:
-    """Return how a client is told: the request's fault 400, a full queue 429, anything else of a model 500."""
-    if isinstance(error, ApiError):
-        return error
-    message = f"{error.message} ({error.hint})" if error.hint else error.message
-    if isinstance(error, BusyError):
-        return ApiError(message, status=429, kind="rate_limit_error", code="queue_full")
-    if isinstance(error, ContextTooLongError):
-        return ApiError(message, param=error.param, code="context_length_exceeded")
-    if isinstance(error, RequestError):
-        return ApiError(message, param=error.param)
-    return ApiError(message, status=500, kind="server_error", code="model_error")
+class _Stream(StreamingResponse):
+    """A stream that always closes what feeds it, also when its client leaves between two pieces."""
+
+    def __init__(self, events: AsyncIterator[bytes], *, close: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._close = close
+
+    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - as Starlette
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
 
 
-def error_response(error: ApiError | AdapterError) -> Response:
-    """Return an error as an answer."""
-    told = to_api_error(error)
-    headers = {"Retry-After": "1"} if told.status in {429, 503} else None
-    return JSONResponse(told.body(), status_code=told.status, headers=headers)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    text = f"{request.method} {request.url.path}: {error.detail if isinstance(error, HTTPException) else 'error'}"
-    return error_response(ApiError(text, status=status, code="not_found" if status == 404 else None))
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    told = ApiError("an error of the server; its log has the traceback", status=500, kind="server_error", code="bug")
-    return error_response(told)
+def _join(pieces: Sequence[Piece]) -> Generation:
+    last = pieces[-1]
+    return Generation(
+        text="".join(piece.text for piece in pieces),
+        reasoning="".join(piece.reasoning for piece in pieces),
+        finish_reason=last.finish_reason or "length",
+        prompt_tokens=last.prompt_tokens,
+        completion_tokens=last.completion_tokens,
+    )

@@ -6,42 +6,58 @@ Comparing answers with the recorded ones is the caller's business (:mod:`runtime
 import base64
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from manifests.canonical import Json
 from manifests.errors import AdapterError, SealiftError
 from manifests.manifest import MANIFEST_NAME, Probe, parse_manifest
 from runtime.adapters import load_adapter
-from runtime.adapters.base import Adapter, Embedder, GenerationParams, Generator, Message
+from runtime.adapters.base import Adapter, Embedder, GenerationParams, Generator, Message, ModelConfig
 from runtime.seal import attempts
 from runtime.server.models import load_models
 
 
-def ask_all(release: Path) -> Iterator[Mapping[str, Json]]:
-    """Yield the answers of every model of a release, and last the refused network attempts."""
+def ask_all(release: Path, load: Callable[[ModelConfig], Adapter] = load_adapter) -> Iterator[Mapping[str, Json]]:
+    """Yield the answers of every model of a release, and last the refused network attempts.
+
+    Whatever one model's code raises is that model's error; the others are asked all the same.
+    """
     probes = parse_manifest((release / MANIFEST_NAME).read_bytes()).probes
     for config in load_models(release):
         start = time.monotonic()
         adapter: Adapter | None = None
         asked = [probe for probe in probes if probe.model == config.name]
         try:
-            adapter = load_adapter(config)
-            answers = [_ask(adapter, probe) for probe in asked or [_default_probe(config.name)]]
+            adapter = load(config)
+            answers = [ask(adapter, probe) for probe in asked or [_default_probe(config.name)]]
         except SealiftError as error:
             yield {"model": config.name, "error": error.message}
+        except Exception as error:  # noqa: BLE001 # a bug in one model's code is that model's finding
+            yield {"model": config.name, "error": unexpected(config.name, error).message}
         else:
-            yield {"model": config.name, "answers": answers, "seconds": f"{time.monotonic() - start:.1f}"}
+            told = {"device": adapter.info.device, "dtype": adapter.info.dtype}
+            yield {"model": config.name, "answers": answers, "seconds": f"{time.monotonic() - start:.1f}", **told}
         adapter = None
         gc.collect()
     yield {"attempts": [f"{attempt.event} {attempt.address}" for attempt in attempts()]}
+
+
+def unexpected(model: str, error: Exception) -> AdapterError:
+    """Return the typed error for one that no adapter foresaw: whose model, the exception's type and words."""
+    return AdapterError(f"model {model!r}: {type(error).__name__}: {error}")
 
 
 def _default_probe(model: str) -> Probe:
     return Probe(model=model, kind="any", inputs=("Is anyone there?",))
 
 
-def _ask(adapter: Adapter, probe: Probe) -> Mapping[str, Json]:
+def ask(adapter: Adapter, probe: Probe) -> Mapping[str, Json]:
+    """Return a model's answer to a probe: ``vectors`` (base64 little-endian float32) or ``texts``.
+
+    Raises:
+        AdapterError: The model fails, or the probe is of another kind.
+    """
     if isinstance(adapter, Embedder) and probe.kind != "chat":
         vectors = adapter.embed(list(probe.inputs)).vectors.astype("<f4")
         return {"vectors": [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors]}

@@ -1,7 +1,10 @@
 """The socket and the loop: a port that is taken is known before any model loads, and SIGTERM drains."""
 
+import ipaddress
 import signal
 import socket
+import threading
+from collections.abc import Callable
 from typing import Final
 
 import uvicorn
@@ -37,26 +40,39 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this host can reach a listening socket."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
 class Server:
     """uvicorn around one application and one socket.
 
     Args:
         app: The application.
         grace: Seconds that requests in flight get after SIGTERM.
+        on_reload: Called on a thread of its own at SIGHUP, never twice at once.
     """
 
-    def __init__(self, app: ASGIApp, *, grace: int) -> None:
+    def __init__(self, app: ASGIApp, *, grace: int, on_reload: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=grace, lifespan="on", server_header=False
         )
         self._server = uvicorn.Server(config)
+        self._on_reload = on_reload
+        self._reloading = threading.Lock()
 
     def run(self, listener: socket.socket) -> None:
         """Serve until SIGTERM, SIGINT or :meth:`stop`, then finish what is in flight. Main thread only."""
         for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again when it has drained
             signal.signal(number, lambda _number, _frame: None)
+        signal.signal(signal.SIGHUP, lambda _number, _frame: threading.Thread(target=self._reload, daemon=True).start())
         self._server.run(sockets=[listener])
 
     def stop(self) -> None:
         """Ask :meth:`run` to drain and return; callable from any thread."""
         self._server.should_exit = True
+
+    def _reload(self) -> None:
+        with self._reloading:
+            self._on_reload()

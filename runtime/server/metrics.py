@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from runtime.host import available_memory
+
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 _HELP: Final[Mapping[str, tuple[str, str]]] = {
@@ -17,10 +19,17 @@ _HELP: Final[Mapping[str, tuple[str, str]]] = {
     "sealift_truncated_inputs_total": ("counter", "Inputs that were longer than a model's limit and were cut."),
     "sealift_batches_total": ("counter", "Batches of embedding requests."),
     "sealift_cancelled_total": ("counter", "Requests whose client left before the answer was complete."),
+    "sealift_timeouts_total": ("counter", "Requests that took longer than a request may take."),
+    "sealift_refused_keys_total": ("counter", "Requests without a valid API key."),
+    "sealift_open_requests": ("gauge", "Requests that are being answered."),
     "sealift_queue_depth": ("gauge", "Requests that wait for a model."),
-    "sealift_model_ready": ("gauge", "1 once a model is loaded and its smoke inference passed."),
+    "sealift_active_requests": ("gauge", "Requests (embedding) or answers (generating) that a model works on."),
+    "sealift_model_ready": ("gauge", "1 once a model is loaded and has answered its probes."),
     "sealift_network_attempts_total": ("counter", "Refused tries of this process to reach the network."),
     "sealift_resident_bytes": ("gauge", "Resident memory of this process."),
+    "sealift_memory_available_bytes": ("gauge", "Memory that this host, or this process's cgroup, has left."),
+    "sealift_threads": ("gauge", "Threads of this process."),
+    "sealift_compute_threads": ("gauge", "Threads that one operation of torch may use."),
 }
 
 
@@ -43,6 +52,11 @@ class Metrics:
         with self._lock:
             self._gauges.append((name, tuple(sorted(labels.items())), read))
 
+    def total(self, name: str) -> float:
+        """Return a counter, over all its labels."""
+        with self._lock:
+            return sum(value for (counter, _), value in self._counters.items() if counter == name)
+
     def render(self) -> str:
         """Return all of them as Prometheus reads them."""
         with self._lock:
@@ -50,6 +64,14 @@ class Metrics:
             gauges = list(self._gauges)
         samples += [(name, labels, read()) for name, labels, read in gauges]
         return "".join(f"{line}\n" for line in _lines(samples))
+
+
+def watch_process(metrics: Metrics) -> None:
+    """Have the figures of this process read whenever the metrics are asked for."""
+    metrics.watch("sealift_resident_bytes", resident_bytes)
+    metrics.watch("sealift_threads", threading.active_count)
+    if available_memory() is not None:
+        metrics.watch("sealift_memory_available_bytes", lambda: available_memory() or 0)
 
 
 def resident_bytes() -> float:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.adapters.base import Embeddings, FinishReason, Generation, MultiEmbeddings, Vectors
+from runtime.adapters.base import Embeddings, FinishReason, Generation, MultiEmbeddings, Piece, Vectors
 from runtime.server.requests import EmbeddingsRequest
 
 Kind = Literal["chat.completion", "text_completion"]
@@ -70,22 +70,26 @@ class Answer:
         prefix = "chatcmpl" if kind == "chat.completion" else "cmpl"
         return cls(id=f"{prefix}-{uuid.uuid4().hex}", kind=kind, model=model, created=int(time.time()))
 
-    def whole(self, results: Sequence[Generation]) -> dict[str, object]:
-        """Return the body of an answer that isn't streamed."""
-        usage = usage_of(sum(item.prompt_tokens for item in results), sum(item.completion_tokens for item in results))
+    def whole(self, results: Sequence[Generation], *, per_prompt: int = 1) -> dict[str, object]:
+        """Return the body of an answer that isn't streamed; a prompt with several answers counts once."""
+        read = sum(item.prompt_tokens for item in results[::per_prompt])
+        usage = usage_of(read, sum(item.completion_tokens for item in results))
         choices = [self._choice(index, item) for index, item in enumerate(results)]
         return {**self._frame(self.kind), "choices": choices, "usage": usage}
 
-    def opening(self) -> bytes | None:
-        """Return the first event of a streamed chat: the role."""
-        return self._chunk({"role": "assistant", "content": ""}, None) if self.kind == "chat.completion" else None
+    def opening(self, index: int = 0) -> bytes:
+        """Return the first event of a streamed choice: the role in a chat, nothing in a completion."""
+        is_chat = self.kind == "chat.completion"
+        return self._chunk(index, {"role": "assistant", "content": ""}, None) if is_chat else b""
 
-    def chunk(self, text: str, reason: FinishReason | None) -> bytes:
-        """Return one event of a streamed answer."""
+    def chunk(self, piece: Piece, index: int = 0) -> bytes:
+        """Return the event of one piece."""
         if self.kind == "text_completion":
-            choice = {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
+            text = piece.reasoning + piece.text
+            choice = {"index": index, "text": text, "finish_reason": piece.finish_reason, "logprobs": None}
             return event({**self._frame("text_completion"), "choices": [choice]})
-        return self._chunk({"content": text} if text else {}, reason)
+        parts = {"reasoning_content": piece.reasoning, "content": piece.text}
+        return self._chunk(index, {name: text for name, text in parts.items() if text}, piece.finish_reason)
 
     def usage(self, prompt_tokens: int, completion_tokens: int) -> bytes:
         """Return the event with the token counts, without choices, as ``include_usage`` asks for."""
@@ -95,11 +99,12 @@ class Answer:
     def _choice(self, index: int, result: Generation) -> dict[str, object]:
         common = {"index": index, "finish_reason": result.finish_reason, "logprobs": None}
         if self.kind == "text_completion":
-            return {**common, "text": result.text}
-        return {**common, "message": {"role": "assistant", "content": result.text, "refusal": None}}
+            return {**common, "text": result.reasoning + result.text}
+        thought = {"reasoning_content": result.reasoning} if result.reasoning else {}
+        return {**common, "message": {"role": "assistant", "content": result.text, "refusal": None, **thought}}
 
-    def _chunk(self, delta: dict[str, str], reason: FinishReason | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+    def _chunk(self, index: int, delta: dict[str, str], reason: FinishReason | None) -> bytes:
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
         return event({**self._frame("chat.completion.chunk"), "choices": [choice]})
 
     def _frame(self, name: str) -> dict[str, object]:

@@ -2,24 +2,27 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, cast
 
 from manifests.fields import nearest_hint, type_name
-from runtime.adapters.base import EmbeddingInput, GenerationParams, Message
+from runtime.adapters.base import JSON, EmbeddingInput, GenerationParams, Message, Prompt
 
 MAX_INPUTS: Final = 2048
+MAX_COLBERT_INPUTS: Final = 64
+"""A vector per token makes answers of some 40 MB for each 1,000 tokens of BGE-M3's size, so fewer texts at once."""
 MAX_PROMPTS: Final = 64
+MAX_ANSWERS: Final = 16
 MAX_STOPS: Final = 16
 _NEUTRAL: Final[Mapping[str, Collection[object]]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "logprobs": (False,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "store": (False,),
-    "tool_choice": ("none",),
+    "tool_choice": ("none", "auto"),
+    "service_tier": ("auto", "default"),
 }
 """Parameters without support and the values that ask for what happens anyway."""
 _REASONS: Final[Mapping[str, str]] = {
@@ -28,11 +31,13 @@ _REASONS: Final[Mapping[str, str]] = {
     "functions": "function calls are not supported",
     "logit_bias": "token scores can't be changed",
     "top_logprobs": "token scores are not returned",
-    "best_of": "one answer is generated per prompt",
-    "n": "one answer is generated per prompt",
     "frequency_penalty": "not supported; repetition_penalty is",
     "presence_penalty": "not supported; repetition_penalty is",
     "suffix": "text is only continued, not filled in",
+    "best_of": "every answer that is made is returned; n asks for several",
+    "parallel_tool_calls": "tool calls are not supported",
+    "reasoning_effort": "not supported; chat_template_kwargs passes what the model's own template knows",
+    "top_k": "not supported; top_p and temperature are",
 }
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SAMPLING: Final = (
@@ -44,7 +49,10 @@ _SAMPLING: Final = (
     "repetition_penalty",
     "stream",
     "stream_options",
+    "n",
 )
+_CALLER: Final = ("user", "safety_identifier")
+"""Who asks: told by some clients, of no consequence here, and never logged."""
 
 
 class ApiError(Exception):
@@ -92,25 +100,24 @@ class MultiRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """``POST /v1/chat/completions``."""
+class GenerationRequest:
+    """``POST /v1/chat/completions`` (one prompt, a conversation) or ``/v1/completions`` (texts).
+
+    ``answers`` is how many are made for each prompt (``n``).
+    """
 
     model: str
-    messages: tuple[Message, ...]
+    prompts: tuple[Prompt, ...]
     params: GenerationParams
     stream: bool
     include_usage: bool
+    answers: int = 1
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionRequest:
-    """``POST /v1/completions``."""
-
-    model: str
-    prompts: tuple[str, ...]
-    params: GenerationParams
-    stream: bool
-    include_usage: bool
+    def rows(self) -> list[tuple[Prompt, GenerationParams]]:
+        """Return one prompt with its parameters for each choice; the i-th answer to a prompt has ``seed`` + i."""
+        seed = self.params.seed
+        each = [self.params if seed is None else replace(self.params, seed=seed + i) for i in range(self.answers)]
+        return [(prompt, params) for prompt in self.prompts for params in each]
 
 
 def parse_body(data: bytes) -> Mapping[str, object]:
@@ -134,7 +141,7 @@ def parse_embeddings(document: Mapping[str, object]) -> EmbeddingsRequest:
     Raises:
         ApiError: A parameter is missing, wrong, or would have no effect.
     """
-    body = _Body(document, ("model", "input", "encoding_format", "user"))
+    body = _Body(document, ("model", "input", "encoding_format", *_CALLER))
     how = body.get("encoding_format", "float")
     if how not in {"float", "base64"}:
         body.fail("encoding_format", f"expected 'float' or 'base64', got {how!r}")
@@ -147,59 +154,65 @@ def parse_multi(document: Mapping[str, object]) -> MultiRequest:
     Raises:
         ApiError: As :func:`parse_embeddings`.
     """
-    body = _Body(document, ("model", "input", "return_dense", "return_sparse", "return_colbert_vecs", "user"))
-    return MultiRequest(
+    body = _Body(document, ("model", "input", "return_dense", "return_sparse", "return_colbert_vecs", *_CALLER))
+    asked = MultiRequest(
         model=body.text("model"),
         inputs=_parse_inputs(body),
         dense=body.flag("return_dense", default=True),
         sparse=body.flag("return_sparse", default=False),
         colbert=body.flag("return_colbert_vecs", default=False),
     )
+    if not (asked.dense or asked.sparse or asked.colbert):
+        body.fail("return_dense", "nothing is asked for: set one of return_dense, return_sparse, return_colbert_vecs")
+    if asked.colbert and len(asked.inputs) > MAX_COLBERT_INPUTS:
+        body.fail("input", f"{len(asked.inputs)} inputs, at most {MAX_COLBERT_INPUTS} with return_colbert_vecs")
+    return asked
 
 
-def parse_chat(document: Mapping[str, object]) -> ChatRequest:
+def parse_chat(document: Mapping[str, object]) -> GenerationRequest:
     """Parse a request for the next turn of a conversation.
 
     Raises:
         ApiError: As :func:`parse_embeddings`.
     """
-    body = _Body(document, ("model", "messages", "max_completion_tokens", "response_format", "user", *_SAMPLING))
+    own = ("model", "messages", "max_completion_tokens", "response_format", "chat_template_kwargs")
+    body = _Body(document, (*own, *_CALLER, *_SAMPLING))
     if body.get("response_format", {"type": "text"}) != {"type": "text"}:
         body.fail("response_format", "only {'type': 'text'} is supported", code="unsupported_parameter")
     items = body.get("messages")
     if not isinstance(items, list) or not items:
         body.fail("messages", "expected a list with at least one message")
-    return ChatRequest(
-        model=body.text("model"),
-        messages=tuple(_parse_message(item, f"messages[{index}]") for index, item in enumerate(items)),
-        params=_parse_params(body, "max_completion_tokens"),
-        stream=body.flag("stream", default=False),
-        include_usage=_include_usage(body),
-    )
+    messages = tuple(_parse_message(item, f"messages[{index}]") for index, item in enumerate(items))
+    return _generation(body, (messages,), _parse_params(body, "max_completion_tokens"))
 
 
-def parse_completion(document: Mapping[str, object]) -> CompletionRequest:
+def parse_completion(document: Mapping[str, object]) -> GenerationRequest:
     """Parse a request to continue texts.
 
     Raises:
         ApiError: As :func:`parse_embeddings`.
     """
-    body = _Body(document, ("model", "prompt", "user", *_SAMPLING))
+    body = _Body(document, ("model", "prompt", *_CALLER, *_SAMPLING))
     prompt = body.get("prompt")
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(item, str) for item in prompts):
         body.fail("prompt", "expected a string or a list of strings")
     if len(prompts) > MAX_PROMPTS:
         body.fail("prompt", f"{len(prompts)} prompts, at most {MAX_PROMPTS} in one request")
-    stream = body.flag("stream", default=False)
-    if stream and len(prompts) > 1:
-        body.fail("prompt", "a streamed request has one prompt")
-    return CompletionRequest(
+    return _generation(body, tuple(prompts), _parse_params(body, "max_tokens"))
+
+
+def _generation(body: "_Body", prompts: tuple[Prompt, ...], params: GenerationParams) -> GenerationRequest:
+    answers = body.integer("n", least=1) or 1
+    if answers * len(prompts) > MAX_PROMPTS or answers > MAX_ANSWERS:
+        body.fail("n", f"{answers} answers to {len(prompts)} prompts, at most {MAX_ANSWERS} and {MAX_PROMPTS} in all")
+    return GenerationRequest(
         model=body.text("model"),
-        prompts=tuple(prompts),
-        params=_parse_params(body, "max_tokens"),
-        stream=stream,
+        prompts=prompts,
+        params=params,
+        stream=body.flag("stream", default=False),
         include_usage=_include_usage(body),
+        answers=answers,
     )
 
 
@@ -309,7 +322,15 @@ def _parse_params(body: _Body, limit_key: str) -> GenerationParams:
         repetition_penalty=body.number("repetition_penalty", low=0, high=100, above=True),
         seed=body.integer("seed", least=0),
         stop=_parse_stop(body),
+        chat_template_kwargs=_parse_template_kwargs(body),
     )
+
+
+def _parse_template_kwargs(body: _Body) -> Mapping[str, JSON]:
+    value = body.get("chat_template_kwargs", {})
+    if not isinstance(value, dict):
+        body.fail("chat_template_kwargs", f"expected an object, got {type_name(value)}")
+    return cast("dict[str, JSON]", value)
 
 
 def _parse_stop(body: _Body) -> tuple[str, ...]:
@@ -324,8 +345,10 @@ def _parse_stop(body: _Body) -> tuple[str, ...]:
 
 def _include_usage(body: _Body) -> bool:
     options = body.get("stream_options", {})
-    if not isinstance(options, dict) or not set(options) <= {"include_usage"}:
+    if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
         body.fail("stream_options", "expected {'include_usage': true or false}")
+    if options.get("include_obfuscation"):
+        body.fail("stream_options", "include_obfuscation is not supported")
     if options and not body.flag("stream", default=False):
         body.fail("stream_options", "only with stream: true")
     return options.get("include_usage") is True

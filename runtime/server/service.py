@@ -1,156 +1,254 @@
-"""The models of one server: loading, the smoke inference, and the way from a name in a request to a worker."""
+"""The models of one server: which are loaded, loading more of them, replacing them, and letting them go."""
 
+import gc
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import numpy as np
+import torch
 
-from manifests.errors import AdapterError
-from runtime.adapters import load_adapter
-from runtime.adapters.base import Adapter, AdapterInfo, Embedder, GenerationParams, ModelConfig
+from manifests.errors import AdapterError, SealiftError
+from manifests.manifest import Probe
+from runtime.adapters.base import ModelConfig
 from runtime.seal import attempt_count
-from runtime.server.metrics import Metrics, resident_bytes
+from runtime.server.embedding import EmbeddingWorker, Job
+from runtime.server.generation import GenerationWorker, Jobs
+from runtime.server.loading import Served, serve_model
+from runtime.server.memory import return_memory
+from runtime.server.metrics import Metrics, watch_process
 from runtime.server.requests import ApiError
-from runtime.server.workers import EmbeddingWorker, GenerationWorker
+from runtime.server.workers import ClosedError
 
 _LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """A model that is loaded, and the thread that works for it."""
+class Offer:
+    """What a server offers.
 
-    info: AdapterInfo
-    worker: EmbeddingWorker | GenerationWorker
+    Attributes:
+        configs: Every model that may be asked for.
+        preload: Names of those that are loaded at the start.
+        most: How many may be loaded at once; where that is fewer than ``configs``, a model that is asked for and isn't
+            loaded takes the place of the one that was used least recently.
+        depth: Requests that may wait for each model.
+        probes: The manifest's.
+    """
+
+    configs: Sequence[ModelConfig]
+    preload: Sequence[str]
+    most: int
+    depth: int
+    probes: Sequence[Probe] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Place:
+    """One model: its settings, and if it is loaded what serves it."""
+
+    config: ModelConfig
+    served: Served | None = None
+    used: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # whoever loads, replaces or unloads it
 
 
 class Service:
-    """Loads models and hands out their workers.
+    """Loads models and passes requests to their threads. Every method may be called from any thread.
 
     Args:
-        configs: What to load, in this order.
-        depth: Requests that may wait for each model.
-        on_ready: Called on the loader's thread when every model is loaded and has answered.
+        offer: The models.
+        on_ready: Called on the loader's thread when every model of ``preload`` is loaded and has answered.
         on_failure: Called on the loader's thread when one can't; loading ends there.
     """
 
-    def __init__(
-        self,
-        configs: Sequence[ModelConfig],
-        *,
-        depth: int,
-        on_ready: Callable[[], None],
-        on_failure: Callable[[Exception], None],
-    ) -> None:
-        self.names = tuple(config.name for config in configs)
+    def __init__(self, offer: Offer, *, on_ready: Callable[[], None], on_failure: Callable[[Exception], None]) -> None:
+        self.names = tuple(config.name for config in offer.configs)
         self.metrics = Metrics()
         self.ready = False
-        self._configs = tuple(configs)
-        self._depth = depth
-        self._served: dict[str, Served] = {}
+        self._offer = offer
+        self._places = {config.name: _Place(config=config) for config in offer.configs}
+        self._room = threading.Lock()  # whoever makes room for a model that is asked for
         self._on_ready = on_ready
         self._on_failure = on_failure
-        self.metrics.watch("sealift_resident_bytes", resident_bytes)
+        watch_process(self.metrics)
         self.metrics.watch("sealift_network_attempts_total", attempt_count)
+        self.metrics.watch("sealift_compute_threads", torch.get_num_threads)
         for name in self.names:
-            self.metrics.watch("sealift_model_ready", partial(self._is_loaded, name), model=name)
-            self.metrics.watch("sealift_queue_depth", partial(self.waiting, name), model=name)
+            for gauge, read in (
+                ("sealift_model_ready", self._is_loaded),
+                ("sealift_queue_depth", self.waiting),
+                ("sealift_active_requests", self.active),
+            ):
+                self.metrics.watch(gauge, partial(read, name), model=name)
 
     def start(self) -> None:
-        """Begin to load on a thread of its own, so that ``/health`` answers meanwhile."""
-        threading.Thread(target=self._load_all, name="loader", daemon=True).start()
+        """Begin to load on threads of their own, so that ``/health`` answers meanwhile."""
+        threading.Thread(target=self._preload, name="loader", daemon=True).start()
 
     def stop(self) -> None:
         """Let every worker finish what it has, then end it."""
         self.ready = False
-        for served in list(self._served.values()):
-            served.worker.stop()
+        for place in self._places.values():
+            if place.served:
+                place.served.worker.stop()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread of every loaded model runs."""
+        return all(place.served.worker.alive for place in list(self._places.values()) if place.served)
 
     def waiting(self, name: str) -> int:
         """Return how many requests wait for a model."""
-        served = self._served.get(name)
+        served = self._places[name].served
         return served.worker.waiting if served else 0
 
+    def active(self, name: str) -> int:
+        """Return how many a model is working on."""
+        served = self._places[name].served
+        return served.worker.active if served else 0
+
     def _is_loaded(self, name: str) -> bool:
-        return name in self._served
+        return self._places[name].served is not None
 
-    def loaded(self) -> list[AdapterInfo]:
-        """Return what is loaded so far, in the order of loading."""
-        return [served.info for served in list(self._served.values())]
+    def served(self, name: str) -> Served | None:
+        """Return a model that is loaded, or None."""
+        return self._places[name].served
 
-    def embedding_worker(self, name: str) -> EmbeddingWorker:
-        """Return the worker of an embedder.
+    def loaded(self) -> Mapping[str, Served]:
+        """Return what is loaded now, in the order of the release."""
+        return {name: place.served for name, place in self._places.items() if place.served}
 
-        Raises:
-            ApiError: No such model, not loaded yet, or it is a generator.
-        """
-        worker = self._find(name).worker
-        if not isinstance(worker, EmbeddingWorker):
-            raise _wrong_kind(name, "generates text", "/v1/chat/completions")
-        return worker
-
-    def generation_worker(self, name: str) -> GenerationWorker:
-        """Return the worker of a generator.
+    def must_load(self, name: str) -> bool:
+        """Whether :meth:`load` has to be called before the model can be asked.
 
         Raises:
-            ApiError: No such model, not loaded yet, or it is an embedder.
+            ApiError: No such model, or it is one of those that still load at the start.
         """
-        worker = self._find(name).worker
-        if not isinstance(worker, GenerationWorker):
-            raise _wrong_kind(name, "embeds text", "/v1/embeddings")
-        return worker
-
-    def _find(self, name: str) -> Served:
-        if name not in self.names:
+        if name not in self._places:
             msg = f"model: there is no model {name[:80]!r} here; there is {', '.join(self.names)}"
             raise ApiError(msg, status=404, param="model", code="model_not_found")
-        served = self._served.get(name)
-        if served is None:
+        if self._is_loaded(name):
+            return False
+        if not self.ready:
             raise ApiError(f"model {name!r} is still loading", status=503, kind="server_error", code="not_ready")
-        return served
+        return True
 
-    def _load_all(self) -> None:
+    def load(self, name: str) -> None:
+        """Load a model that was asked for, in the place of another one if there is no room.
+
+        Raises:
+            AdapterError: It can't be loaded.
+        """
+        with self._room:
+            if self._is_loaded(name):
+                return
+            while len(loaded := self.loaded()) >= self._offer.most:
+                self._unload(min(loaded, key=lambda other: self._places[other].used))
+            self._load(name)
+
+    def submit_embedding(self, name: str, job: Job) -> None:
+        """Queue texts.
+
+        Raises:
+            ApiError: Not loaded, or it is a generator.
+            BusyError: Its queue is full.
+        """
+        self._submit(name, EmbeddingWorker, job, ("generates text", "/v1/chat/completions"))
+
+    def submit_generation(self, name: str, jobs: Jobs) -> None:
+        """Queue prompts.
+
+        Raises:
+            ApiError: Not loaded, or it is an embedder.
+            BusyError: Its queue is full.
+        """
+        self._submit(name, GenerationWorker, jobs, ("embeds text", "/v1/embeddings"))
+
+    def _submit(self, name: str, kind: type, work: Job | Jobs, other: tuple[str, str]) -> None:
+        while True:
+            place = self._places[name]
+            served = place.served
+            if served is None:
+                raise ApiError(f"model {name!r} was unloaded", status=503, kind="server_error", code="not_ready")
+            if not isinstance(served.worker, kind):
+                does, route = other
+                raise ApiError(f"model: {name!r} {does}; use it with {route}", param="model", code="wrong_model_kind")
+            place.used = time.monotonic()
+            try:
+                served.worker.submit(work)  # type: ignore[arg-type] # `kind` was just checked
+            except ClosedError:
+                if place.served is served:
+                    raise
+            else:
+                return
+
+    def reload(self, configs: Sequence[ModelConfig]) -> None:
+        """Load every loaded model again whose settings have changed; requests go on meanwhile.
+
+        A model that can't be loaded with its new settings stays as it was, and the log says why.
+        """
+        for config in configs:
+            place = self._places.get(config.name)
+            if place is None or config == place.config:
+                continue
+            old, place.config = place.config, config
+            try:
+                if self._is_loaded(config.name):
+                    self._load(config.name)
+            except SealiftError as error:
+                place.config = old
+                _LOG.error("model %s keeps its old settings: %s", config.name, error.message)
+
+    def _preload(self) -> None:
         try:
-            for config in self._configs:
-                self._load_one(config)
+            with ThreadPoolExecutor(max(1, len(self._offer.preload)), thread_name_prefix="load") as executor:
+                for done in [executor.submit(self._load, name) for name in self._offer.preload]:
+                    done.result()
         except Exception as error:  # noqa: BLE001 - whoever started the server decides what a failed load means
             self._on_failure(error)
             return
         self.ready = True
         self._on_ready()
 
-    def _load_one(self, config: ModelConfig) -> None:
-        adapter = load_adapter(config)
-        smoke(adapter)
-        worker = self._make_worker(config.name, adapter)
-        worker.start()
-        self._served[config.name] = Served(info=adapter.info, worker=worker)
-        _LOG.info("model %s is loaded: %s", config.name, "; ".join(adapter.info.notes))
+    def _load(self, name: str) -> None:
+        place = self._places[name]
+        probes = [probe for probe in self._offer.probes if probe.model == name]
+        with place.lock:
+            before = place.served
+            place.served = served = self._serve(place.config, probes)
+            place.used = time.monotonic()
+        notes = "; ".join((*served.info.notes, served.probed))
+        _LOG.info("model %s is loaded in %.1f s: %s", name, served.seconds, notes)
+        if before is not None:
+            before.worker.stop()
+            del before
+            self._forget()
 
-    def _make_worker(self, name: str, adapter: Adapter) -> EmbeddingWorker | GenerationWorker:
-        if isinstance(adapter, Embedder):
-            return EmbeddingWorker(name, adapter, depth=self._depth, metrics=self.metrics)
-        return GenerationWorker(name, adapter, depth=self._depth)
+    def _serve(self, config: ModelConfig, probes: Sequence[Probe]) -> Served:
+        try:
+            return serve_model(config, probes, depth=self._offer.depth, metrics=self.metrics)
+        except SealiftError:
+            raise
+        except Exception as error:
+            msg = f"model {config.name!r}: {type(error).__name__}: {error}"
+            raise AdapterError(msg, hint="runtime verify compares the files with the signed manifest") from error
 
+    def _unload(self, name: str) -> None:
+        place = self._places[name]
+        with place.lock:
+            served, place.served = place.served, None
+        if served is not None:
+            served.worker.stop()
+            _LOG.info("model %s is unloaded", name)
+            del served
+            self._forget()
 
-def smoke(adapter: Adapter) -> None:
-    """Have a model answer once.
-
-    Raises:
-        AdapterError: It fails, or its numbers aren't finite or are all zero.
-    """
-    if not isinstance(adapter, Embedder):
-        adapter.generate("ready?", GenerationParams(max_new_tokens=1))
-        return
-    vector = adapter.embed(["ready?"]).vectors[0]
-    if not np.isfinite(vector).all() or not vector.any():
-        msg = f"model {adapter.info.name!r}: the smoke inference gave a vector that is zero or not finite"
-        raise AdapterError(msg, hint="runtime verify compares the weights with the signed manifest")
-
-
-def _wrong_kind(name: str, does: str, route: str) -> ApiError:
-    return ApiError(f"model: {name!r} {does}; use it with {route}", param="model", code="wrong_model_kind")
+    @staticmethod
+    def _forget() -> None:
+        gc.collect()
+        return_memory()

@@ -2,31 +2,9 @@
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
-
-import numpy as np
+from typing import Generic, TypeVar
 
 from manifests.errors import AdapterError
-from runtime.adapters.base import (
-    Embedder,
-    EmbeddingInput,
-    Embeddings,
-    Generator,
-    MultiEmbedder,
-    MultiEmbeddings,
-    Piece,
-    Prompt,
-    RequestError,
-)
-from runtime.adapters.base import GenerationParams as Params
-from runtime.server.metrics import Metrics
-
-BATCH_INPUTS: Final = 256
-"""So many inputs of waiting requests go through the model together at most."""
 
 T = TypeVar("T")
 
@@ -35,177 +13,80 @@ class BusyError(AdapterError):
     """A model's queue is full."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingJob:
-    """Texts that wait for dense vectors."""
-
-    texts: Sequence[EmbeddingInput]
-    result: Future[Embeddings] = field(default_factory=Future)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MultiJob:
-    """Texts that wait for what BGE-M3's heads give."""
-
-    texts: Sequence[EmbeddingInput]
-    dense: bool
-    sparse: bool
-    colbert: bool
-    result: Future[MultiEmbeddings] = field(default_factory=Future)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationJob:
-    """A prompt that waits; ``send`` gets, on the worker's thread, each piece and then the error or None."""
-
-    prompt: Prompt
-    params: Params
-    send: Callable[[Piece | Exception | None], None]
-    cancelled: threading.Event = field(default_factory=threading.Event)
+class ClosedError(AdapterError):
+    """The worker takes nothing any more: its model is being replaced, unloaded, or the server stops."""
 
 
 class Worker(Generic[T]):
-    """A thread that takes jobs from a bounded queue until it is stopped.
+    """A thread that takes requests from a bounded queue until it is stopped.
 
     Args:
         name: The model's name.
-        depth: Jobs that may wait.
+        depth: Requests that may wait.
     """
 
     def __init__(self, name: str, *, depth: int) -> None:
         self.name = name
         self._queue: queue.Queue[T | None] = queue.Queue(maxsize=depth)
         self._thread = threading.Thread(target=self._loop, name=f"model-{name}", daemon=True)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._draining = False
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait."""
+        """How many requests wait."""
         return self._queue.qsize()
+
+    @property
+    def active(self) -> int:
+        """How many are being worked on."""
+        raise NotImplementedError
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
 
-    def submit(self, job: T) -> None:
-        """Queue a job.
+    def submit(self, request: T) -> None:
+        """Queue a request.
 
         Raises:
             BusyError: The queue is full.
+            ClosedError: :meth:`stop` was called.
         """
-        try:
-            self._queue.put_nowait(job)
-        except queue.Full:
-            msg = f"model {self.name!r} has {self._queue.maxsize} requests waiting already"
-            raise BusyError(msg, hint="try again in a second") from None
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"model {self.name!r} is being unloaded", hint="try again in a second")
+            try:
+                self._queue.put_nowait(request)
+            except queue.Full:
+                msg = f"model {self.name!r} has {self._queue.maxsize} requests waiting already"
+                raise BusyError(msg, hint="try again in a second") from None
 
     def stop(self) -> None:
-        """Finish what is queued, then end."""
+        """Take nothing more, finish what was taken, then end."""
+        with self._lock:
+            first, self._closed = not self._closed, True
         if self._thread.is_alive():
-            self._queue.put(None)
+            if first:
+                self._queue.put(None)
             self._thread.join()
 
     def _loop(self) -> None:
-        while (job := self._queue.get()) is not None:
-            self._work(job)
-
-    def _work(self, job: T) -> None:
         raise NotImplementedError
 
-    def _take_more(self) -> T | None:
-        """Return a job that waits already, or None; the stop mark is left in place."""
+    def _take(self, *, wait: bool) -> T | None:
+        """Return the next request; None where none waits, or, for good, once everything before the stop was taken."""
+        if self._draining:
+            return None
         try:
-            job = self._queue.get_nowait()
+            request = self._queue.get(block=wait)
         except queue.Empty:
             return None
-        if job is None:
-            self._queue.put(None)
-        return job
-
-
-class EmbeddingWorker(Worker[EmbeddingJob | MultiJob]):
-    """Embeds; requests that wait go through the model together, and one that fails fails alone."""
-
-    def __init__(self, name: str, embedder: Embedder, *, depth: int, metrics: Metrics) -> None:
-        super().__init__(name, depth=depth)
-        self._embedder = embedder
-        self._metrics = metrics
-
-    def _work(self, job: EmbeddingJob | MultiJob) -> None:
-        dense: list[EmbeddingJob] = []
-        others: list[MultiJob] = []
-        current: EmbeddingJob | MultiJob | None = job
-        taken = 0
-        while current is not None:
-            if isinstance(current, MultiJob):
-                others.append(current)
-            elif current.result.set_running_or_notify_cancel():
-                dense.append(current)
-            taken += len(current.texts)
-            current = self._take_more() if taken < BATCH_INPUTS else None
-        if dense:
-            self._embed(dense)
-        for other in others:
-            if other.result.set_running_or_notify_cancel():
-                self._settle(other.result, lambda chosen=other: self._multi(chosen))  # type: ignore[misc]
-
-    def _embed(self, jobs: Sequence[EmbeddingJob]) -> None:
-        self._metrics.add("sealift_batches_total", model=self.name)
-        if len(jobs) == 1:
-            self._settle(jobs[0].result, lambda: self._embedder.embed(jobs[0].texts))
-            return
-        try:
-            whole = self._embedder.embed([text for job in jobs for text in job.texts])
-        except Exception:  # noqa: BLE001 - whose fault it is shows when each goes alone
-            for job in jobs:
-                self._embed_alone(job)
-            return
-        start = 0
-        for job in jobs:
-            job.result.set_result(_slice(whole, start, start + len(job.texts)))
-            start += len(job.texts)
-
-    def _embed_alone(self, job: EmbeddingJob) -> None:
-        self._settle(job.result, lambda: self._embedder.embed(job.texts))
-
-    def _multi(self, job: MultiJob) -> MultiEmbeddings:
-        if not isinstance(self._embedder, MultiEmbedder):
-            raise RequestError(f"model {self.name!r} gives dense vectors only", param="model")
-        return self._embedder.embed_multi(job.texts, dense=job.dense, sparse=job.sparse, colbert=job.colbert)
-
-    @staticmethod
-    def _settle(result: Future[T], compute: Callable[[], T]) -> None:
-        try:
-            result.set_result(compute())
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the result
-            result.set_exception(error)
-
-
-class GenerationWorker(Worker[GenerationJob]):
-    """Generates, one answer at a time; a job whose client left is dropped or broken off."""
-
-    def __init__(self, name: str, generator: Generator, *, depth: int) -> None:
-        super().__init__(name, depth=depth)
-        self._generator = generator
-
-    def _work(self, job: GenerationJob) -> None:
-        if job.cancelled.is_set():
-            job.send(None)
-            return
-        try:
-            with closing(self._generator.stream(job.prompt, job.params)) as pieces:
-                for piece in pieces:
-                    job.send(piece)
-                    if job.cancelled.is_set():
-                        break
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the pieces
-            job.send(error)
-        else:
-            job.send(None)
-
-
-def _slice(whole: Embeddings, start: int, stop: int) -> Embeddings:
-    return Embeddings(
-        vectors=np.ascontiguousarray(whole.vectors[start:stop]),
-        token_counts=whole.token_counts[start:stop],
-        truncated=whole.truncated[start:stop],
-    )
+        self._draining = request is None
+        return request

@@ -11,10 +11,12 @@ import pytest
 from bundler.chunks import extract_chunks, parse_chunk_list
 from manifests.chunkfile import open_pieces
 from manifests.errors import IntegrityError, UsageError
+from manifests.sources import Supply
 from manifests.tarlayout import tar_layout
-from tests.factories import SMALL_FILES, make_bundle, make_key, make_manifest
+from tests.factories import SMALL_FILES, Key, make_bundle, make_key, make_manifest
 from tests.factories_cli import Builder
 from tests.factories_closed import flip_bit
+from tests.factories_media import cut, make_delta_bundle
 
 A, B = (hashlib.sha256(SMALL_FILES[name]).hexdigest() for name in ("models/tiny/config.json", "bootstrap/install.sh"))
 
@@ -89,3 +91,15 @@ def test_the_command(tmp_path: Path, bundle: Path) -> None:
     refused = builder.run("extract-chunks", bundle.name, "--chunks", "none", "--output", "out")
     assert refused.returncode == 2
     assert refused.stderr == "error: none: no such list\nhint: runtime repair BUNDLE --list > LIST\n"
+
+
+def test_chunks_of_volumes_and_of_a_delta(tmp_path: Path, key: Key) -> None:
+    """The bundle's form makes no difference to a repair file; a delta gives only what it carries."""
+    tar = make_bundle(tmp_path / "b.bundle.tar", SMALL_FILES, key=key)
+    made = cut(tar, 21_000, tmp_path / "a", tmp_path / "b")
+    extract_chunks(tar, [A], tmp_path / "one")
+    extract_chunks(made[0], [A], tmp_path / "two", Supply(folders=(tmp_path / "b",)))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    delta = make_delta_bundle(tmp_path / "d.bundle.tar", SMALL_FILES, make_manifest(SMALL_FILES), key=key)
+    with pytest.raises(UsageError, match=f"has no chunk with the digest {A}"):
+        extract_chunks(delta, [A], tmp_path / "three")

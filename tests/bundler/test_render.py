@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from bundler.render import OFFLINE_VARIABLES, Subject, _render, render_payload, render_verify_text, sums_text
+from bundler.render import OFFLINE_VARIABLES, Subject, render_payload, render_template, render_verify_text, sums_text
 from bundler.selfpack import template_root
 from manifests.canonical import Json
 from manifests.manifest import ModelEntry
@@ -42,6 +42,8 @@ def test_the_files_of_a_bundle() -> None:
     ]
     assert list(render_payload(subject(model(), model("hcx", "hcx"))))[4:] == [
         "config/sealift.service",
+        "config/sealift-verify.service",
+        "config/sealift-verify.timer",
         "config/bge_m3.yaml",
         "config/hcx.yaml",
     ]
@@ -156,7 +158,7 @@ def test_verify_text_names_the_bundle() -> None:
 
 def test_an_undefined_name_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="'stem' is undefined"):
-        _render("VERIFY.txt.j2", {})
+        render_template("VERIFY.txt.j2", {})
 
 
 def test_every_template_is_rendered_by_something() -> None:

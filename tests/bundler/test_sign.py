@@ -1,4 +1,4 @@
-"""Signing in place: first, co-signed, attached; tar and folder; nothing but the slot changes."""
+"""Signing in place: first, co-signed, attached; every form; nothing but the slot changes."""
 
 import shutil
 import subprocess
@@ -13,15 +13,25 @@ from manifests.medium import open_medium
 from manifests.sshsig import BUNDLE_NAMESPACE, parse_signatures
 from manifests.tarlayout import SIGNATURE_SLOT, head_of
 from manifests.trust import verify_signatures
-from tests.factories import NOW, SMALL_FILES, Key, make_bundle, unpack_bundle
+from tests.factories import NOW, SMALL_FILES, Key, make_bundle, make_manifest, unpack_bundle
 from tests.factories_closed import program
+from tests.factories_media import cut, delta_bytes, delta_text
 
 
-@pytest.fixture(params=[program("tar"), "folder"])
+@pytest.fixture(params=["tar", "volumes", "folder", "delta"])
 def unsigned(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """An unsigned bundle, as a tar and as a folder."""
+    """An unsigned bundle in every form that can be signed."""
     tar = make_bundle(tmp_path, SMALL_FILES, key=[], executable=["bootstrap/install.sh"])
-    return tar if request.param == "tar" else unpack_bundle(tar, tmp_path / "folder")
+    if request.param == "delta":
+        manifest = make_manifest(SMALL_FILES, executable=["bootstrap/install.sh"])
+        text = delta_text(manifest, [0])
+        tar.write_bytes(delta_bytes(manifest, SMALL_FILES, b"\n" * SIGNATURE_SLOT, text, [0]))
+    if request.param == "volumes":
+        first, *others = cut(tar, 21_000, tmp_path / "volumes")
+        for path in others:
+            path.unlink()  # the first is enough
+        return first
+    return unpack_bundle(tar, tmp_path / "folder") if request.param == "folder" else tar
 
 
 @pytest.fixture

@@ -8,8 +8,11 @@ import pytest
 from bundler.summary import inspect_bundle, summary_lines
 from manifests.errors import IntegrityError
 from manifests.manifest import ModelEntry, manifest_digest
+from manifests.progress import format_size
+from manifests.sources import Supply
 from manifests.tarlayout import SIGNATURE_SLOT, head_of
 from tests.factories import SMALL_FILES, Key, make_bundle, make_manifest, unpack_bundle
+from tests.factories_media import cut, make_delta_bundle
 
 TINY = ModelEntry(
     name="tiny", adapter="bge-m3", path="models/tiny", format="safetensors", origin="pkg:huggingface/a/b@1"
@@ -92,3 +95,31 @@ def test_a_truncated_bundle_is_refused(bundle: Path) -> None:
         stream.truncate(size - 512)
     with pytest.raises(IntegrityError, match=f"truncated: {size - 512} bytes, expected {size}"):
         inspect_bundle(bundle)
+
+
+def test_a_delta_says_what_it_is(tmp_path: Path, key: Key) -> None:
+    base = make_manifest({path: data for path, data in SMALL_FILES.items() if not path.startswith("wheels/")})
+    tar = make_delta_bundle(tmp_path / "d.bundle.tar", SMALL_FILES, base, key=key, version="2.0.0")
+    for path in (tar, unpack_bundle(tar, tmp_path / "folder")):
+        document = inspect_bundle(path)
+        size = sum(len(SMALL_FILES[name]) for name in ("bootstrap/install.sh", "wheels/demo-1.0.0-py3-none-any.whl"))
+        assert document["delta"] == {
+            "base": manifest_digest(base.encode()),
+            "base_version": "1.0.0",
+            "files": 2,
+            "left_out": len(SMALL_FILES) - 2,
+            "size": size,
+        }
+        lines = list(summary_lines(document))
+        assert lines[2:4] == [
+            f"a delta to version 1.0.0, manifest digest {manifest_digest(base.encode())}",
+            f"  carries 2 files, {format_size(size)}; {len(SMALL_FILES) - 2} must be in the prefix already",
+        ]
+    assert inspect_bundle(make_bundle(tmp_path, SMALL_FILES, key=key))["delta"] is None
+
+
+def test_volumes_in_two_folders(bundle: Path, tmp_path: Path) -> None:
+    made = cut(bundle, 22_000, tmp_path / "a", tmp_path / "b")
+    assert inspect_bundle(made[0], Supply(folders=(tmp_path / "b",))) == inspect_bundle(bundle)
+    with pytest.raises(IntegrityError, match=rf"{made[1].name}: missing, the bundle has {len(made)} volumes"):
+        inspect_bundle(made[0])

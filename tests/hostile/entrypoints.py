@@ -13,7 +13,7 @@ from bundler.cli import main as bundler_main
 from runtime.cli import main as runtime_main
 from tests.hostile.lab import Attack, Hostile, Outcome, Stage
 
-READERS: Final = ("verify", "install", "rehearse", "inspect", "preflight", "manifest", "sign")
+READERS: Final = ("verify", "install", "rehearse", "inspect", "preflight", "manifest", "diff", "sign")
 """``sign`` is the last, since it may write."""
 
 FITS: Final[Mapping[str, Outcome]] = {
@@ -23,6 +23,7 @@ FITS: Final[Mapping[str, Outcome]] = {
     "inspect": Outcome(code=0, words="manifest digest "),
     "preflight": Outcome(code=0, words="ok       python"),
     "manifest": Outcome(code=0, words='"_type":"urn:sealift:bundle-manifest:1"'),
+    "diff": Outcome(code=0, words="a delta carries "),
     "sign": Outcome(code=0, words=" signatures"),
 }
 """How each command ends when it has nothing to object to; the small bundle has no uv, which is noticed last of all."""
@@ -62,6 +63,7 @@ def arguments(command: str, hostile: Hostile, *, prefix: Path, key: Path) -> tup
         "install": ("--prefix", prefix, *trust, *hostile.options),
         "preflight": ("--prefix", prefix),
         "rehearse": trust,
+        "diff": (hostile.path,),
         "sign": ("--key", key),
     }
     program = "runtime" if command in {"verify", "install", "preflight"} else "bundler"

@@ -12,6 +12,7 @@ from manifests.errors import IntegrityError
 from manifests.manifest import FileEntry, Manifest
 from manifests.medium import Medium, TarMedium, open_medium
 from manifests.pieces import ReadAt, Silent
+from manifests.sources import FileSource, Part
 from runtime.store import Store
 from tests.factories import NOW
 from tests.hostile.lab import FILES, WHEEL, Lab
@@ -25,6 +26,7 @@ class ChangingMedium:
         self.label = medium.label
         self.manifest_bytes = medium.manifest_bytes
         self.signature_slot = medium.signature_slot
+        self.delta = medium.delta
         self.reads: Counter[tuple[str, int]] = Counter()
 
     def check_layout(self, manifest: Manifest) -> None:
@@ -42,6 +44,22 @@ class ChangingMedium:
                 return count
 
             yield read
+
+    @property
+    def ordered(self) -> bool:
+        return self._medium.ordered
+
+    def carries(self, entry: FileEntry) -> bool:
+        return self._medium.carries(entry)
+
+    def parts(self, entry: FileEntry, offset: int, size: int) -> tuple[Part, ...]:
+        return self._medium.parts(entry, offset, size)
+
+    def volumes_of(self, entry: FileEntry, offset: int, size: int) -> tuple[str, ...]:
+        return self._medium.volumes_of(entry, offset, size)
+
+    def check_end(self, *, ask: bool = True) -> None:
+        self._medium.check_end(ask=ask)
 
     def close(self) -> None:
         self._medium.close()
@@ -89,7 +107,7 @@ def test_the_manifest_is_read_once(lab: Lab) -> None:
 )
 def test_a_tar_that_changes_after_it_was_opened(lab: Lab, change: str, words: str) -> None:
     path = lab.write(lab.good)
-    medium = TarMedium(path)
+    medium = TarMedium(FileSource(path))
     with contextlib.closing(medium), path.open("r+b") as stream:
         if change == "header":
             stream.seek(lab.member(WHEEL).header_offset)

@@ -6,13 +6,28 @@ from pathlib import Path
 import pytest
 
 from tests.factories import Key, make_key
-from tests.factories_closed import BIG_PATH, BIG_SIZE, ClosedBundle, Host, make_closed_bundle, make_host
+from tests.factories_closed import (
+    BIG_PATH,
+    BIG_SIZE,
+    ClosedBundle,
+    Host,
+    closed_files,
+    make_closed_bundle,
+    make_host,
+)
+from tests.factories_python import OWN_TARGET, with_python
 
 
 @pytest.fixture(scope="session")
 def closed_key(tmp_path_factory: pytest.TempPathFactory) -> Key:
     """The builder's key."""
     return make_key(tmp_path_factory.mktemp("closed-key") / "release", seed=b"C" * 32)
+
+
+@pytest.fixture(scope="session")
+def other_key(tmp_path_factory: pytest.TempPathFactory) -> Key:
+    """The key that comes after the builder's."""
+    return make_key(tmp_path_factory.mktemp("other") / "next", "next@example.com", seed=b"N" * 32)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +48,13 @@ def second(tmp_path_factory: pytest.TempPathFactory, closed_key: Key) -> ClosedB
 def chunked(tmp_path_factory: pytest.TempPathFactory, closed_key: Key) -> ClosedBundle:
     """Version 1.0.0 with a file of two chunks, all zeros, and no wheel but our own."""
     return make_closed_bundle(tmp_path_factory.mktemp("chunked"), closed_key, extra={BIG_PATH: BIG_SIZE})
+
+
+@pytest.fixture(scope="session")
+def carrying(tmp_path_factory: pytest.TempPathFactory, closed_key: Key) -> ClosedBundle:
+    """Version 1.0.0 with six and an interpreter; never write to it."""
+    files = with_python(closed_files("six", target=OWN_TARGET))
+    return make_closed_bundle(tmp_path_factory.mktemp("carrying"), closed_key, files=files, target=OWN_TARGET)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 
 from manifests.digests import CHUNK_SIZE
 from manifests.tarlayout import tar_layout
-from runtime.steps import INSTALL_STEPS
+from runtime.steps import ENVIRONMENT_STEPS, INSTALL_STEPS
 from tests.factories import Key
 from tests.factories_closed import (
     BIG_PATH,
@@ -61,7 +61,13 @@ def test_every_step_is_marked(tmp_path: Path, installed: Path, second: ClosedBun
     )
     done = installer.host.run(*driver)
     assert done.returncode == 0, done.stderr
-    assert list(dict.fromkeys(done.stderr.splitlines())) == list(INSTALL_STEPS)
+    seen = list(dict.fromkeys(done.stderr.splitlines()))
+    assert set(seen) == set(INSTALL_STEPS)
+    for beside in (True, False):  # the environment is made in a thread of its own
+        mine = [step for step in seen if (step in ENVIRONMENT_STEPS) is beside]
+        assert mine == [step for step in INSTALL_STEPS if (step in ENVIRONMENT_STEPS) is beside]
+    order = {step: seen.index(step) for step in seen}
+    assert order["wheels linked"] < order["venv made"] < order["smoke tested"] < order["settings written"]
 
 
 @pytest.mark.parametrize("step", INSTALL_STEPS)

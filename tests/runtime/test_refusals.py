@@ -1,16 +1,23 @@
 """What an install refuses, with which exit code and words, and that nothing is left behind."""
 
+import base64
+import hashlib
 import io
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from manifests.digests import CHUNK_SIZE
+from manifests.errors import InstallError
 from manifests.tarlayout import tar_layout
+from runtime.environment import Environment
+from runtime.layout import Prefix, Release
 from tests.factories import Key, make_bundle, make_key
 from tests.factories_closed import (
     BIG_PATH,
+    PYTHON,
     ClosedBundle,
     Host,
     closed_files,
@@ -19,6 +26,7 @@ from tests.factories_closed import (
     leftovers,
     make_closed_bundle,
 )
+from tests.factories_kill import clone
 
 
 def refuse(host: Host, bundle: ClosedBundle, tar: Path, prefix: Path, trust: Path | None = None) -> tuple[int, str]:
@@ -134,6 +142,108 @@ def test_a_wheel_that_does_not_install_leaves_no_release(tmp_path: Path, host: H
     assert "hint: the release was not made; what was live stays live" in words
     assert leftovers(tmp_path / "prefix") == []
     assert not list((tmp_path / "prefix/releases").iterdir())
+
+
+def record_line(path: str, data: bytes) -> str:
+    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+    return f"{path},sha256={digest},{len(data)}\n"
+
+
+def lying_wheel(record: str, *, entry_points: str = "") -> bytes:
+    """Return a wheel of one module whose RECORD begins with ``record``."""
+    info = "demo-1.0.dist-info"
+    members = {
+        "demo.py": b"x = 1\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    if entry_points:
+        members[f"{info}/entry_points.txt"] = entry_points.encode()
+    rest = "".join(record_line(path, data) for path, data in members.items() if path != "demo.py")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path, data in {**members, f"{info}/RECORD": f"{record}{rest}{info}/RECORD,,\n".encode()}.items():
+            archive.writestr(path, data)
+    return buffer.getvalue()
+
+
+GOOD_LINE = record_line("demo.py", b"x = 1\n")
+
+
+@pytest.mark.parametrize(
+    ("record", "entry_points", "words"),
+    [
+        (
+            record_line("demo.py", b"other"),
+            "",
+            "1 problem:\n  venv/lib/python{0}/site-packages/demo.py: content changed\nhint: a wheel may contradict",
+        ),
+        ("demo.py,sha256=A,6\n", "", "demo-1.0-py3-none-any.whl: not a readable wheel: "),
+        (
+            GOOD_LINE,
+            "[console_scripts]\n../../../../evil = demo:x\n",
+            "an entry point can't be named '../../../../evil'",
+        ),
+        (GOOD_LINE, "[console_scripts]\n/tmp/sealift-evil = demo:x\n", "can't be named '/tmp/sealift-evil'"),
+        (GOOD_LINE, "[console_scripts]\n.. = demo:x\n", "can't be named '..'"),
+        (GOOD_LINE, "[console_scripts]\nno section\n\x00", "not a readable wheel: "),
+    ],
+)
+def test_a_signed_wheel_that_lies_never_goes_live(
+    *, tmp_path: Path, host: Host, closed_key: Key, record: str, entry_points: str, words: str
+) -> None:
+    wheel = lying_wheel(record, entry_points=entry_points)
+    files = closed_files(extra={"wheels/demo-1.0-py3-none-any.whl": wheel})
+    bundle = make_closed_bundle(tmp_path / "bundle", closed_key, files=files)
+    before = {path.name for path in tmp_path.iterdir()}
+    code, told = refuse(host, bundle, bundle.tar, tmp_path / "prefix")
+    assert (code, words.format(PYTHON) in told or "uv pip install failed" in told) == (8, True), told
+    assert leftovers(tmp_path / "prefix") == []
+    assert not list((tmp_path / "prefix/releases").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == before | {"prefix"}, "nothing outside"
+    assert not (Path("/tmp") / "sealift-evil").exists()
+
+
+def test_a_release_that_was_edited_does_not_spoil_the_next(
+    tmp_path: Path, host: Host, first: ClosedBundle, second: ClosedBundle
+) -> None:
+    """The cache of uv is the same files as the old environment, by hard links."""
+    prefix = tmp_path / "prefix"
+    assert host.runtime(first.pyz, "install", first.tar, "--prefix", prefix, "--trust", first.trust).returncode == 0
+    module = next((prefix / "current/venv").resolve().rglob("six.py"))
+    with module.open("r+b") as stream:
+        stream.write(b"import os")
+    done = host.runtime(second.pyz, "install", second.tar, "--prefix", prefix, "--trust", second.trust)
+    assert done.returncode == 0, done.stderr
+    assert not next((prefix / "current/venv").rglob("six.py")).samefile(module)
+    assert host.runtime(second.pyz, "verify", "--prefix", prefix, "--trust", second.trust).returncode == 0
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_what_a_failing_disk_changed_never_goes_live(
+    tmp_path: Path, installed: Path, first: ClosedBundle, tries: int
+) -> None:
+    prefix = Prefix(path=clone(installed, tmp_path / "prefix"))
+    release = Release(path=(prefix.path / "current").resolve())
+    if tries == 1:
+        shutil.rmtree(prefix.var / "cache/uv")
+    made: list[str] = []
+
+    def damage(step: str) -> None:
+        made.append(step)
+        module = next(release.venv.rglob("six.py"))
+        module.unlink()
+        module.write_bytes(b"zeros")
+
+    environment = Environment(prefix=prefix, release=release, manifest=first.manifest, checkpoint=damage)
+    with pytest.raises(InstallError) as caught:
+        environment.make()
+    assert made == ["venv made"] * tries, "the second time without uv's cache"
+    assert caught.value.message == (
+        "the new virtual environment is not what its signed wheels say: 1 problem:\n"
+        f"  venv/lib/python{PYTHON}/site-packages/six.py: content changed"
+    )
+    assert not (prefix.var / "cache/uv").exists()
 
 
 def test_a_bundle_without_uv(tmp_path: Path, host: Host, closed_key: Key) -> None:

@@ -58,10 +58,19 @@ def row(entry: FileEntry, chunk: int) -> dict[str, object]:
 
 
 def test_nothing_is_damaged(prefix: Path, host: Host, chunked: ClosedBundle) -> None:
+    shutil.rmtree(prefix / "var/cache/bytecode")  # a repair empties it
     before = {path: path.lstat().st_ino for path in prefix.rglob("*")}
     assert repair(host, chunked, "--prefix", prefix) == (
         0,
-        {"blocked": [], "damaged": [], "found": 0, "healed": [], "put_back": []},
+        {
+            "blocked": [],
+            "damaged": [],
+            "environments": {},
+            "found": 0,
+            "healed": [],
+            "put_back": [],
+            "rebuilt": [],
+        },
     )
     assert {path: path.lstat().st_ino for path in prefix.rglob("*")} == before
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.factories import tree_of
+from tests.factories import Key, tree_of
 from tests.factories_closed import ClosedBundle, Host
 from tests.factories_kill import Installer, clone
 
@@ -50,6 +50,60 @@ def test_what_is_foreign_stays_and_is_named(tmp_path: Path, host: Host, first: C
     assert removed.returncode == 0, removed.stderr
     assert removed.stdout.splitlines()[1:] == [f"left: {prefix / name}" for name in sorted(mine)]
     assert tree_of(prefix) == mine
+
+
+@pytest.fixture
+def pinned(tmp_path: Path, host: Host, first: ClosedBundle, closed_key: Key) -> Path:
+    """A prefix whose signers an operator confirmed, who also revoked keys and changed a setting."""
+    prefix = tmp_path / "prefix"
+    words = ("trust", "init", first.trust, "--prefix", prefix, "--fingerprint", closed_key.public.fingerprint)
+    assert host.runtime(first.pyz, *words).returncode == 0
+    done = host.runtime(first.pyz, "install", first.tar, "--prefix", prefix, "--no-smoke")
+    assert done.returncode == 0, done.stderr
+    (prefix / "etc/revoked_keys").write_bytes(b"# none\n")
+    (prefix / "etc/offline.env").write_bytes(b"CHANGED=1\n")
+    (prefix / "etc/mine.conf").write_bytes(b"x")
+    (prefix / "var/logs/sealift.log").write_bytes(b"d")
+    return prefix
+
+
+def test_what_the_operator_decided_stays(pinned: Path, host: Host, first: ClosedBundle) -> None:
+    signers = (pinned / "etc/allowed_signers").read_bytes()
+    removed = host.runtime(first.pyz, "uninstall", "--prefix", pinned, "--yes", "--json")
+    assert removed.returncode == 0, removed.stderr
+    left = {
+        "etc/allowed_signers": signers,
+        "etc/mine.conf": b"x",
+        "etc/offline.env": b"CHANGED=1\n",
+        "etc/revoked_keys": b"# none\n",
+        "var/logs/sealift.log": b"d",
+    }
+    assert json.loads(removed.stdout)["left"] == list(left)
+    assert tree_of(pinned) == left
+    again = host.runtime(first.pyz, "install", first.tar, "--prefix", pinned, "--no-smoke")
+    assert again.returncode == 0, "the signers are still those that were confirmed"
+
+
+def test_purge_takes_it_too(pinned: Path, host: Host, first: ClosedBundle) -> None:
+    removed = host.runtime(first.pyz, "uninstall", "--prefix", pinned, "--yes", "--purge", "--json")
+    assert (removed.returncode, json.loads(removed.stdout)["left"]) == (0, ["etc/mine.conf"]), removed.stderr
+    assert tree_of(pinned) == {"etc/mine.conf": b"x"}
+
+
+def test_purge_after_an_uninstall(pinned: Path, host: Host, first: ClosedBundle) -> None:
+    words = ("uninstall", "--prefix", pinned, "--yes")
+    assert host.runtime(first.pyz, *words).returncode == 0
+    assert host.runtime(first.pyz, *words).returncode == 2, "nothing is installed"
+    purged = host.runtime(first.pyz, *words, "--purge", "--json")
+    assert purged.returncode == 0, purged.stderr
+    assert json.loads(purged.stdout)["left"] == ["etc/mine.conf", "etc/offline.env"]
+    assert host.runtime(first.pyz, *words, "--purge").returncode == 2
+
+
+def test_a_signers_file_that_no_install_writes_stays(prefix: Path, host: Host, first: ClosedBundle) -> None:
+    (prefix / "etc/allowed_signers").write_bytes(b"\xff")
+    removed = host.runtime(first.pyz, "uninstall", "--prefix", prefix, "--yes", "--json")
+    assert (removed.returncode, json.loads(removed.stdout)["left"]) == (0, ["etc/allowed_signers"])
 
 
 @pytest.mark.parametrize("lock", ["release", "use.lock", "install.lock"])

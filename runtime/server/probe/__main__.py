@@ -1,7 +1,8 @@
 """``python -m runtime.server.probe --release DIR``: ask every model, print one JSON line for each.
 
 ``{"model": ..., "seconds": ..., "answers": [...]}`` or ``{"model": ..., "error": ...}``, last a line with the network
-attempts that the guard refused. The exit status is 0 whatever the answers are.
+attempts that the guard refused. The exit status is 0 whatever the answers are; 9 where nobody could be asked, with the
+reason on stderr.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from manifests.errors import AdapterError
 from runtime.seal import seal_process
 
 
@@ -19,10 +21,14 @@ def main() -> int:
     parser.add_argument("--release", type=Path, required=True)
     release: Path = parser.parse_args().release
     seal_process(cache=Path(os.environ.get("XDG_CACHE_HOME", "/nonexistent")))
-    from runtime.server.asking import ask_all  # noqa: PLC0415 # only now may libraries be imported
+    try:
+        from runtime.server.asking import ask_all  # noqa: PLC0415 # only now may libraries be imported
 
-    for line in ask_all(release):
-        print(json.dumps(line), flush=True)
+        for line in ask_all(release):
+            print(json.dumps(line), flush=True)
+    except Exception as error:  # noqa: BLE001 # whoever asked gets one line to report
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return AdapterError.exit_code
     return 0
 
 

@@ -81,14 +81,41 @@ def test_models_are_chosen_by_name(tmp_path: Path) -> None:
         choose_models([], [])
 
 
-def test_the_operators_own_file_wins(tmp_path: Path) -> None:
+def test_the_operators_own_file_overrides_key_by_key(tmp_path: Path) -> None:
     folder = tmp_path / "releases" / "1.0.0-abc"
     folder.mkdir(parents=True)
     release = small_release(folder)
-    for place, text in ((release / "config", "max_length: 32\n"), (tmp_path / "etc", "batch_size: 3\n")):
+    signed = "max_length: 32\nperformance:\n  batch_size: 12\n  use_fp16: true\n"
+    for place, text in ((release / "config", signed), (tmp_path / "etc", "batch_size: 3\ndevice: cpu\n")):
         place.mkdir()
         (place / "bge_m3.yaml").write_text(text, encoding="utf-8")
     (tmp_path / "current").symlink_to(release)
-    assert load_models(tmp_path / "current")[0].settings == {"batch_size": 3}
+    expected = {"max_length": 32, "performance": {"use_fp16": True}, "batch_size": 3, "device": "cpu"}
+    assert load_models(tmp_path / "current")[0].settings == expected
+    (tmp_path / "etc" / "bge_m3.yaml").write_text("performance: {use_fp16: false}\n", encoding="utf-8")
+    overridden = load_models(tmp_path / "current")[0].settings
+    assert overridden == {"max_length": 32, "performance": {"batch_size": 12, "use_fp16": False}}
     (tmp_path / "etc" / "bge_m3.yaml").unlink()
-    assert load_models(tmp_path / "current")[0].settings == {"max_length": 32}
+    assert load_models(tmp_path / "current")[0].settings["performance"] == {"batch_size": 12, "use_fp16": True}
+
+
+@pytest.mark.parametrize(
+    ("variables", "device"),
+    [
+        ({}, None),
+        ({"DEVICE": "auto", "USE_GPU": "true"}, None),
+        ({"DEVICE": "auto", "USE_GPU": "false"}, "cpu"),
+        ({"USE_GPU": "0"}, "cpu"),
+        ({"DEVICE": "cuda:1", "USE_GPU": "false"}, "cuda:1"),
+    ],
+)
+def test_variables_choose_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], device: str | None
+) -> None:
+    release = small_release(tmp_path)
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    assert load_models(release)[0].settings.get("device") == device
+    monkeypatch.setenv("USE_GPU", "maybe")
+    with pytest.raises(AdapterError, match=r"^USE_GPU: expected true or false, got 'maybe'$"):
+        load_models(release)

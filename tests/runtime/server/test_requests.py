@@ -37,7 +37,7 @@ def test_a_full_chat_request() -> None:
         "logit_bias": None,
     }
     asked = parse_chat(body)
-    assert asked.messages == (Message(role="system", content="be brief"), Message(role="user", content="ab"))
+    assert asked.prompts == ((Message(role="system", content="be brief"), Message(role="user", content="ab")),)
     assert asked.params == GenerationParams(max_new_tokens=5, temperature=0.5, top_p=1.0, seed=7, stop=("END",))
     assert (asked.stream, asked.include_usage) == (True, True)
 
@@ -51,7 +51,12 @@ def test_older_and_newer_name_of_the_limit() -> None:
 @pytest.mark.parametrize(
     ("extra", "message", "param"),
     [
-        ({"n": 2}, "n: one answer is generated per prompt", "n"),
+        ({"n": 17}, "n: 17 answers to 1 prompts, at most 16 and 64 in all", "n"),
+        ({"n": 0}, "n: expected an integer of at least 1, got 0", "n"),
+        ({"best_of": 2}, "best_of: every answer that is made is returned; n asks for several", "best_of"),
+        ({"top_k": 5}, "top_k: not supported; top_p and temperature are", "top_k"),
+        ({"reasoning_effort": "low"}, "reasoning_effort: not supported; chat_template_kwargs", "reasoning_effort"),
+        ({"chat_template_kwargs": 1}, "chat_template_kwargs: expected an object", "chat_template_kwargs"),
         ({"tools": [{}]}, "tools: tool calls are not supported", "tools"),
         ({"frequency_penalty": 0.5}, "frequency_penalty: not supported; repetition_penalty is", "frequency_penalty"),
         ({"temprature": 1}, "temprature: unknown or not supported here; did you mean 'temperature'?", "temprature"),
@@ -116,14 +121,33 @@ def test_refused_embedding_parameters(extra: dict[str, object], message: str) ->
     assert caught.value.message.startswith(message)
 
 
-def test_completions_take_strings_only_and_stream_one() -> None:
+def test_completions_take_strings_only() -> None:
     assert parse_completion({"model": "m", "prompt": ["a", "b"]}).prompts == ("a", "b")
     with pytest.raises(ApiError, match=r"^prompt: expected a string or a list of strings$"):
         parse_completion({"model": "m", "prompt": [1, 2]})
-    with pytest.raises(ApiError, match=r"^prompt: a streamed request has one prompt$"):
-        parse_completion({"model": "m", "prompt": ["a", "b"], "stream": True})
+    with pytest.raises(ApiError, match=r"^n: 16 answers to 5 prompts, at most 16 and 64 in all$"):
+        parse_completion({"model": "m", "prompt": ["a"] * 5, "n": 16})
     with pytest.raises(ApiError, match=r"^suffix: text is only continued, not filled in$"):
         parse_completion({"model": "m", "prompt": "a", "suffix": "b"})
+
+
+def test_rows_have_seeds_of_their_own() -> None:
+    asked = parse_completion({"model": "m", "prompt": ["a", "b"], "n": 2, "seed": 7})
+    assert [(prompt, params.seed) for prompt, params in asked.rows()] == [("a", 7), ("a", 8), ("b", 7), ("b", 8)]
+    unseeded = parse_completion({"model": "m", "prompt": "a", "n": 2}).rows()
+    assert [params.seed for _, params in unseeded] == [None, None]
+
+
+@pytest.mark.parametrize("extra", [{"tool_choice": "auto"}, {"tools": []}, {"service_tier": "auto"}, {"user": "x"}])
+def test_what_asks_for_nothing_is_taken(extra: dict[str, object]) -> None:
+    assert parse_chat({"model": "m", "messages": HI, **extra}) == parse_chat({"model": "m", "messages": HI})
+
+
+def test_multi_asks_for_something_and_not_too_much() -> None:
+    with pytest.raises(ApiError, match=r"^return_dense: nothing is asked for"):
+        parse_multi({"model": "m", "input": "a", "return_dense": False})
+    with pytest.raises(ApiError, match=r"^input: 65 inputs, at most 64 with return_colbert_vecs$"):
+        parse_multi({"model": "m", "input": ["a"] * 65, "return_colbert_vecs": True})
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a": NaN}', b"[" * 100_000])
