@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from bundler.fleet import FLEET_NAMES
 from bundler.render import Subject, render_verify_text
 from manifests.digests import sha256_hex
 from manifests.files import disk_error, write_atomic
 from manifests.manifest import Manifest
 
 SUMS_NAME: Final = "SHA256SUMS"
-CARRIED: Final = ("Dockerfile.offline", "install.sh", "runtime.pyz")
+CARRIED: Final = ("Dockerfile.offline", "install.sh", "runtime.pyz", *FLEET_NAMES)
 """The files of ``bootstrap/`` that whoever installs executes; they travel in the kit too."""
 
 
@@ -34,12 +35,15 @@ def write_kit(folder: Path, manifest: Manifest, bootstrap: dict[str, bytes], all
     digests = {name: sha256_hex(data) for name, data in own.items()}
     digests |= {entry.path.removeprefix("bootstrap/"): entry.sha256 for entry in manifest.of_kind("bootstrap")}
     sums = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(digests.items())).encode("utf-8")
+    carried: dict[str, bytes] = {name: bootstrap[name] for name in CARRIED if name in bootstrap}
+    files = own | carried | {SUMS_NAME: sums}
     try:
         if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        for parent in {(folder / name).parent for name in files}:
+            parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(error, f"write {folder}") from error
-    for name, data in {**own, **{name: bootstrap[name] for name in CARRIED if name in bootstrap}, SUMS_NAME: sums}.items():
+    for name, data in files.items():
         write_atomic(folder / name, data, mode=0o755 if name.endswith(".sh") else 0o644)
     return sha256_hex(sums)

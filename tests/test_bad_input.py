@@ -103,7 +103,9 @@ def test_a_requirement_that_does_not_exist(builder: Builder) -> None:
     assert refused_lock(builder) == (3, f"error: {what}\nhint: {hint}\n")
     told = builder.refused("build", "demo.toml", "--output", "out", "--unsigned")
     assert told == (3, f"error: {what}\nhint: {hint}\n"), "build locks first where there is no lock"
-    assert sorted(path.name for path in builder.folder.iterdir() if path.name != "cache") == ["demo.toml"]
+    # pip asks rustc for its version, whose rustup may leave a folder in an empty home.
+    others = sorted(path.name for path in builder.folder.iterdir() if path.name not in {"cache", ".rustup"})
+    assert others == ["demo.toml"]
 
 
 def test_a_version_that_does_not_exist(builder: Builder) -> None:
@@ -137,7 +139,7 @@ def test_cuda_in_a_cpu_bundle(builder: Builder) -> None:
     spec_of(builder, "app")
     code, told = refused_lock(builder)
     assert code == 3
-    lead = "error: target.accelerator is cpu, but the requirements lead to CUDA packages: nvidia-cublas-cu12\nhint: "
+    lead = "error: target.accelerator is cpu, but the requirements lead to CUDA packages: nvidia-cublas-cu12 12.0 ("
     assert told.startswith(lead)
 
 

@@ -235,10 +235,10 @@ def repair(what: list[str], good: ClosedBundle, source: Path) -> Ended:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Return mode, inode and content of what lies below ``folder``, without the lock that a command leaves."""
+    """Return mode, inode and content of what lies below ``folder``, without a command's lock and its line in the audit log."""
     found = {}
     for path in (folder, *folder.rglob("*")):
-        if not path.name.startswith("install."):
+        if not path.name.startswith(("install.", "audit.")):
             status = path.lstat()
             content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
             found[str(path)] = (status.st_mode, status.st_ino, content)
