@@ -5,9 +5,19 @@ from typing import Final
 
 from benchmarks.embeddings import EMBEDDINGS
 from benchmarks.fetching import FETCHING
+from benchmarks.mirroring import MIRRORING
 from benchmarks.packing import PACKING
 from benchmarks.rebuilding import REBUILDING
 from benchmarks.sections import CORE, Section
+from benchmarks.serving import SERVING
 
-SECTIONS: Final[Mapping[str, Section]] = {**CORE, **REBUILDING, **FETCHING, **PACKING, **EMBEDDINGS}
+SECTIONS: Final[Mapping[str, Section]] = {
+    **CORE,
+    **REBUILDING,
+    **FETCHING,
+    **PACKING,
+    **EMBEDDINGS,
+    **SERVING,
+    **MIRRORING,
+}
 """Name -> section."""

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks.embedding_worker import texts
-from benchmarks.measure import Bench, BenchmarkError
+from benchmarks.measure import Bench, BenchmarkError, Command
 from benchmarks.sections import Section, Sections
 from benchmarks.serving_worker import PROMPT
 from benchmarks.table import Row, duration, megabytes
@@ -109,7 +109,7 @@ def _throughput(bench: Bench, release: Path, size: Size, rounds: int) -> Iterato
     alone = _peer(bench, "embed", release / "models" / "embedder", size.requests)
     theirs = _peer(bench, "generate", release / "models" / "generator", 2, size.tokens)
     with running(bench, release) as server:
-        bodies = [{"model": "embedder", "input": text} for text in texts(size.requests)]
+        bodies: list[Mapping[str, object]] = [{"model": "embedder", "input": t} for t in texts(size.requests)]
         ask(server.url, "/v1/embeddings", bodies[:1], 1)
         for clients in CLIENTS:
             seconds, _ = _typical(rounds, lambda count=clients: ask(server.url, "/v1/embeddings", bodies, count))  # type: ignore[misc]
@@ -128,7 +128,7 @@ _EMBED: Final = "the adapter alone, one text at a time"
 
 def _peer(bench: Bench, action: str, folder: Path, *numbers: int) -> Mapping[str, float]:
     report = bench.folder / "serving.json"
-    words = (sys.executable, "-m", "benchmarks.serving_worker", action, folder, report, *map(str, numbers))
+    words: Command = (sys.executable, "-m", "benchmarks.serving_worker", action, folder, report, *map(str, numbers))
     bench.run(words)
     found: dict[str, float] = json.loads(report.read_bytes())
     bench.report(f"{action}, one at a time: {found['seconds']:.2f} s")
@@ -227,7 +227,7 @@ def _rate(name: str, mine: float, theirs: float, against: str, clients: int) -> 
         unit="x",
         sense="at least",
         goal=_GOALS[name],
-        note=f"{clients} clients in a process of their own beside the server" if clients == 1 else "",
+        note="the clients are threads of the benchmark, on the same cores as the server" if clients == 1 else "",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from bundler.completeness import check_lock_complete
 from bundler.compose import Composition, compose
 from bundler.diff import Described, require_base
+from bundler.evidence import Rehearsal, evidence_document, evidence_path, write_evidence
 from bundler.keys import Signer, allowed_signers_line, generate_signer
 from bundler.kit import CARRIED, write_kit
 from bundler.lock import Lock
@@ -50,7 +51,8 @@ class Built:
     """What a build wrote. ``kit_digest`` is the number for the telephone.
 
     ``bundle`` is the tar or its first volume, ``volumes`` all of them or nothing, ``size`` in bytes;
-    ``left_out`` counts the files that a delta doesn't carry.
+    ``left_out`` counts the files that a delta doesn't carry; ``evidence`` is what was written about ``rehearsal``, with
+    its signature; both are missing where nobody asked for one.
     """
 
     bundle: Path
@@ -60,6 +62,8 @@ class Built:
     size: int
     volumes: tuple[Path, ...] = ()
     left_out: int = 0
+    rehearsal: Rehearsal | None = None
+    evidence: tuple[Path, ...] = ()
 
 
 def build_bundle(
@@ -102,13 +106,14 @@ def build_bundle(
     delivery = Delivery(_tar_name(manifest, options.base), outputs, options.volume_size)
     try:
         report("pack")
-        layout = _deliver(delivery, manifest, delta, source, options, progress=progress, report=report)
+        layout, rehearsal = _deliver(delivery, manifest, delta, source, options, progress=progress, report=report)
         written = delivery.publish(manifest_digest(data))
     finally:
         delivery.discard()
     kit, signer = options.output / f"{manifest.stem}.kit", options.signer
     trust = allowed_signers_line(signer.key, options.identity) if signer else ""
     kit_digest = write_kit(kit, manifest, _carried(composition), trust)
+    evidence = _file_evidence(manifest, rehearsal, options)
     return Built(
         bundle=written[0],
         kit=kit,
@@ -117,6 +122,8 @@ def build_bundle(
         size=layout.size,
         volumes=written if options.volume_size is not None else (),
         left_out=len(manifest.files) - len(layout.members),
+        rehearsal=rehearsal,
+        evidence=evidence,
     )
 
 
@@ -129,7 +136,7 @@ def _deliver(
     *,
     progress: Callable[[int], contextlib.AbstractContextManager[Progress]],
     report: Callable[[str], None],
-) -> TarLayout:
+) -> tuple[TarLayout, Rehearsal | None]:
     """Write the bundle with a throw-away signature, rehearse it, and sign it as it will travel."""
     data, rehearsal = manifest.encode(), generate_signer()
     carried = manifest.files if delta is None else delta.files(manifest)
@@ -137,13 +144,25 @@ def _deliver(
     slot = signature_slot(rehearsal.sign(data))
     with progress(sum(entry.size for entry in carried)) as shown:
         layout = write_bundle(delivery.place, data, carried, source, shown, slot=slot, delta=text)
+    done = None
     if options.rehearse:
         trust = allowed_signers_line(rehearsal.key, REHEARSAL_IDENTITY)
         # What a delta leaves out is laid into the rehearsal's store, as its base will have left it.
-        rehearse_bundle(delivery.partial, trust, report, volumes=delivery.folders, base=source)
+        done = rehearse_bundle(delivery.partial, trust, report, volumes=delivery.folders, base=source)
     slot = signature_slot(options.signer.sign(data)) if options.signer else signature_slot()
     replace_slot(delivery.partial, layout.signature_offset, slot, durable=False)
-    return layout
+    return layout, done
+
+
+def _file_evidence(manifest: Manifest, rehearsal: Rehearsal | None, options: BuildOptions) -> tuple[Path, ...]:
+    """Write what was rehearsed; without a rehearsal, what an earlier one says of another bundle goes away."""
+    path, digest = evidence_path(_tar_name(manifest, options.base), options.output), manifest_digest(manifest.encode())
+    if rehearsal is not None:
+        return write_evidence(path, evidence_document(manifest, digest, rehearsal), options.signer)
+    if path.exists() and f'"digest":"{digest}"'.encode() not in path.read_bytes():
+        for stale in (path, path.with_name(f"{path.name}.sig")):
+            stale.unlink(missing_ok=True)
+    return ()
 
 
 def _delta_of(manifest: Manifest, base: Described | None) -> Delta | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bundler.fleet import render_fleet
 from bundler.interpreter_check import unpacked_size
 from bundler.licenses import INDEX_PATH, collect_licenses, review_wheels
 from bundler.lock import Lock, LockedFile
@@ -16,10 +17,12 @@ from bundler.sbom import SBOM_PATH, make_sbom
 from bundler.selfpack import WHEEL_NAME, runtime_pyz, runtime_wheel
 from bundler.store import Store
 from manifests import __version__
+from manifests.canonical import Json
 from manifests.digests import digest_bytes
 from manifests.errors import IntegrityError, PolicyError
 from manifests.manifest import KINDS, FileEntry, Manifest, bundle_order
 from manifests.progress import format_size
+from manifests.rehearsal import REHEARSAL_KEY
 
 _OWN_ORIGIN: Final = f"pkg:pypi/sealift@{__version__}"
 _BLOCK: Final = 4096  # file systems give a small file at least this
@@ -52,6 +55,7 @@ def compose(lock: Lock, store: Store) -> Composition:
     generated = {
         **render_payload(subject),
         **ragtrace_kit(lock.apps, subject, store),
+        **render_fleet(subject),
         "bootstrap/runtime.pyz": runtime_pyz(),
         f"wheels/{WHEEL_NAME}": runtime_wheel(),
     }
@@ -75,11 +79,16 @@ def compose(lock: Lock, store: Store) -> Composition:
         minimum=lock.minimum,
         recommended=lock.recommended,
         policy=lock.policy,
-        launch={"unpacked-size": _unpacked_size(lock, store)},
+        launch={"unpacked-size": _unpacked_size(lock, store), **_plan(lock)},
         probes=lock.probes,
     )
     _check_budget(manifest)
     return Composition(manifest=manifest, generated=generated)
+
+
+def _plan(lock: Lock) -> dict[str, Json]:
+    plan = lock.rehearsal.to_json()
+    return {REHEARSAL_KEY: plan} if plan else {}
 
 
 def _stored_entry(file: LockedFile) -> FileEntry:

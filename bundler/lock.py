@@ -12,13 +12,14 @@ from manifests.fields import Fields
 from manifests.files import write_atomic
 from manifests.manifest import TIME_PATTERN, AppEntry, HostNeeds, ModelEntry, Probe, Target
 from manifests.paths import path_problem
+from manifests.rehearsal import RehearsalPlan, parse_plan
 
 LOCK_TYPE: Final = "urn:sealift:lock:1"
 _HEX: Final = r"[0-9a-f]{64}"
 _KEYS: Final = (
     *("_type", "alternatives", "apps", "builds", "created", "environment", "installer", "minimum", "models", "name"),
-    *("next_signers", "policy", "probes", "python", "recommended", "resolver", "sealift", "sequence", "spec_digest"),
-    *("target", "version", "wheels"),
+    *("next_signers", "policy", "probes", "python", "recommended", "rehearsal", "resolver", "sealift", "sequence"),
+    *("spec_digest", "target", "version", "wheels"),
 )
 
 
@@ -128,6 +129,7 @@ class Lock:
     builds: tuple[LockedBuild, ...] = ()
     alternatives: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    rehearsal: RehearsalPlan = field(default_factory=RehearsalPlan)
 
     def all_files(self) -> Iterator[LockedFile]:
         """Yield every file that comes out of the store."""
@@ -193,6 +195,7 @@ class Lock:
             "environment": self.environment,
             "next_signers": self.next_signers.to_json() if self.next_signers else {},
             "python": {"file": python.file.to_json(), "version": python.version} if python else {},
+            "rehearsal": self.rehearsal.to_json(),
         }
         return {key: value for key, value in values.items() if value}
 
@@ -259,6 +262,7 @@ def parse_lock(data: object, where: str) -> Lock:
         builds=tuple(_parse_build(item, path) for path, item in fields.items("builds")),
         alternatives=cast("Mapping[str, Mapping[str, str]]", fields.mapping("alternatives")),
         environment=cast("Mapping[str, str]", fields.mapping("environment")),
+        rehearsal=parse_plan(fields.mapping("rehearsal"), fields.path("rehearsal"), SpecError),
     )
 
 

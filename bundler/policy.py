@@ -16,6 +16,7 @@ from bundler.licenses import WheelReview, review_wheels
 from bundler.lock import Lock, LockedApp
 from bundler.modelfacts import PICKLE_SUFFIXES
 from bundler.secretscan import find_secrets
+from bundler.selfpack import WHEEL_NAME
 from bundler.spdx import model_license
 from bundler.store import Store
 from manifests.canonical import Json
@@ -96,6 +97,8 @@ def lock_findings(lock: Lock, store: Store, reviews: Mapping[str, WheelReview], 
         yield from license_findings(file.path, review.license, policy)
         yield from native_findings(file.path, review.native)
         yield from built_findings(file.path, built.get(file.sha256, ""))
+    # Ours travels too: a report finds it, so a build that passes must have judged it.
+    yield from license_findings(f"wheels/{WHEEL_NAME}", "Apache-2.0", policy)
     for model in lock.models:
         yield from license_findings(model.entry.path, model_license(model.license), policy)
         yield from model_findings(model.entry.path, model.facts)

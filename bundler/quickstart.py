@@ -69,7 +69,12 @@ class Scene:
 
 
 def play_closed_side(
-    scene: Scene, questions: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None], isolation: Isolation
+    scene: Scene,
+    questions: Mapping[str, Any],
+    tell: Callable[[Mapping[str, Any]], None],
+    isolation: Isolation,
+    *,
+    rehearsal: Mapping[str, Any] | None = None,
 ) -> None:
     """Run :mod:`bundler.closed_side` without network and pass its events on.
 
@@ -78,6 +83,7 @@ def play_closed_side(
         questions: As :func:`bundler.closed_side.play` takes them; empty for a bundle without models.
         tell: Gets every event.
         isolation: How the network is closed.
+        rehearsal: Asks for :func:`bundler.closed_side.rehearsal.rehearse` instead: ``runs_here``.
 
     Raises:
         ClosedSideError: A step failed; the message holds its last lines.
@@ -93,6 +99,7 @@ def play_closed_side(
         "volumes": [str(folder) for folder in scene.volumes],
     }
     part = {"stage": stage, "questions": questions, "port": _free_port(), "closed": isolation.is_namespace}
+    part |= {"rehearsal": rehearsal} if rehearsal is not None else {}
     failed: Mapping[str, Any] | None = None
     with _closed_process(isolation) as process:
         if process.stdin is None or process.stdout is None:

@@ -4,19 +4,21 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from bundler.evidence import Rehearsal, not_rehearsed, rehearsal_problem
 from bundler.pack import Source
-from bundler.quickstart import Scene, play_closed_side
-from bundler.sandbox import find_isolation
+from bundler.quickstart import ClosedSideError, Scene, play_closed_side
+from bundler.sandbox import Isolation, find_isolation
 from bundler.spec import host_target
 from manifests.bundle import verify_trust
 from manifests.digests import BUFFER_SIZE, sha256_hex
 from manifests.errors import IntegrityError, UsageError
 from manifests.files import READ_ONLY, READ_ONLY_EXECUTABLE, free_space
-from manifests.manifest import FileEntry, Manifest, manifest_digest, parse_manifest
+from manifests.manifest import FileEntry, Manifest, Target, manifest_digest, parse_manifest
 from manifests.medium import Medium, open_medium
 from manifests.pieces import ReadAt
 from manifests.sources import Supply
@@ -32,8 +34,11 @@ def rehearse_bundle(
     *,
     volumes: tuple[Path, ...] = (),
     base: Source | None = None,
-) -> bool:
-    """Install a bundle into a throw-away prefix beside it, verify it there and ask its models.
+) -> Rehearsal:
+    """Install a bundle into a throw-away prefix beside it, verify it there, import what it declares, ask its models.
+
+    Where this host can't run the target, the bundle is verified all the same, and ``report`` is told what is not
+    rehearsed.
 
     Args:
         path: A bundle that was signed by someone in ``trust``.
@@ -44,10 +49,13 @@ def rehearse_bundle(
             runtime checks them, as a base that is installed would have left them.
 
     Returns:
-        False where this host can't run the target; ``report`` was told why.
+        What was rehearsed and what was not.
 
     Raises:
         ClosedSideError: A step failed, with the runtime's own words and exit code.
+        InstallError: A module that the spec lists doesn't import.
+        AdapterError: A model doesn't load, or doesn't give the recorded answers.
+        PolicyError: Something tried to reach the network, and the spec doesn't say that it may.
         UsageError: It is a delta, and ``base`` is None.
         TrustError: Nobody in ``trust`` signed it.
         IntegrityError: It is damaged.
@@ -55,33 +63,75 @@ def rehearse_bundle(
     with open_medium(path, Supply(folders=volumes)) as medium:
         parsed = parse_allowed_signers(trust, where="the rehearsal's allowed_signers")
         bundle = verify_trust(medium, parsed, now=datetime.now(UTC))
-        reason = unrehearsable(bundle.manifest)
-        if reason is not None:
-            report(f"NOT rehearsed: {reason}")
-            return False
-        medium.check_layout(bundle.manifest)
-        verifier = _read_verifier(medium, bundle.manifest)
-        left_out = tuple(entry for entry in bundle.manifest.files if not medium.carries(entry))
-        if medium.delta is not None and left_out and base is None:
+        manifest, reason = bundle.manifest, unrehearsable(bundle.manifest.target)
+        medium.check_layout(manifest)
+        verifier = _read_verifier(medium, manifest)
+        left_out = tuple(entry for entry in manifest.files if not medium.carries(entry))
+        if medium.delta is not None and left_out and base is None and reason is None:
             msg = f"{path}: is a delta to {medium.delta.base_label}, which a rehearsal needs, too"
             raise UsageError(msg, hint=f"bundler rehearse {path} --base BUNDLE --trust FILE")
     isolation = find_isolation()
-    report(f"rehearse in a {isolation.name}")
+    report(f"rehearse in a {isolation.name}" if reason is None else f"verify in a {isolation.name}; {reason}")
     # The name is known before the folder is there, so that an interrupt at any instant leaves nothing.
-    folder = _workplace(path, bundle.manifest) / f".rehearsal-{os.getpid()}"
+    folder = _workplace(path, manifest) / f".rehearsal-{os.getpid()}"
     try:
-        kit = folder / "kit"
-        kit.mkdir(parents=True)
-        (kit / "runtime.pyz").write_bytes(verifier)
-        (kit / "allowed_signers").write_text(trust, encoding="utf-8")
-        scene = Scene(folder=folder, bundle=path, kit=kit, volumes=volumes)
-        if base is not None and left_out:
+        scene = Scene(folder=folder, bundle=path, kit=_lay_kit(folder, verifier, trust), volumes=volumes)
+        if base is not None and left_out and reason is None:
             report(f"put the {len(left_out)} files of the base into its store")
             _fill_store(scene.prefix / "store", left_out, base)
-        play_closed_side(scene, {}, lambda _: None, isolation)
+        done = _play(scene, manifest, isolation, reason or "")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return True
+    for words in not_rehearsed(manifest, done):
+        report(f"NOT rehearsed: {words}")
+    return done
+
+
+def _play(scene: Scene, manifest: Manifest, isolation: Isolation, reason: str) -> Rehearsal:
+    """Rehearse, and raise what keeps the bundle from being signed."""
+    steps, kernel, facts = dict[str, str](), dict[str, int](), dict[str, Any]()
+
+    def tell(event: Mapping[str, Any]) -> None:
+        if event["event"] == "done":
+            steps[event["step"]] = event["seconds"]
+        elif event["event"] == "kernel":
+            kernel[event["step"]] = event["count"]
+        elif event["event"] in {"user", "evidence"}:
+            facts[event["event"]] = event.get("document", event.get("name"))
+
+    failed: ClosedSideError | None = None
+    try:
+        play_closed_side(scene, {}, tell, isolation, rehearsal={"runs_here": not reason})
+    except ClosedSideError as error:
+        failed = error
+    done = Rehearsal(
+        reason=reason,
+        isolation=isolation.name,
+        is_closed=isolation.is_namespace,
+        user=facts.get("user", ""),
+        steps=steps,
+        kernel=kernel,
+        found=facts.get("evidence", {}),
+    )
+    problem = rehearsal_problem(done, manifest)
+    if problem is not None and (failed is None or "evidence" in facts):
+        raise problem
+    if failed is not None:
+        raise failed
+    return done
+
+
+def _lay_kit(folder: Path, verifier: bytes, trust: str) -> Path:
+    """Write the verifier and the trust file so that an ordinary user can read them, whatever the umask is."""
+    kit = folder / "kit"
+    kit.mkdir(parents=True)
+    (kit / "runtime.pyz").write_bytes(verifier)
+    (kit / "allowed_signers").write_text(trust, encoding="utf-8")
+    for path in (folder, kit):
+        path.chmod(0o755)
+    for path in kit.iterdir():
+        path.chmod(0o644)
+    return kit
 
 
 @contextlib.contextmanager
@@ -148,17 +198,17 @@ def _has_links(folder: Path) -> bool:
     return True
 
 
-def unrehearsable(manifest: Manifest) -> str | None:
-    """Return why this host can't rehearse a bundle, or None if it can."""
+def unrehearsable(target: Target) -> str | None:
+    """Return why this host can't rehearse bundles for a target, or None if it can."""
     ours = host_target()
-    if manifest.target.python != ours.python:
-        return f"the bundle is for Python {manifest.target.python}, this host runs {ours.python}"
-    wanted, here = manifest.target.platform.partition("-")[::2], ours.platform.partition("-")[::2]
+    if target.python != ours.python:
+        return f"the bundle is for Python {target.python}, this host runs {ours.python}"
+    wanted, here = target.platform.partition("-")[::2], ours.platform.partition("-")[::2]
     same_system = wanted[1].split("_")[0] == here[1].split("_")[0]
     if wanted[0] != here[0] or not same_system:
-        return f"the bundle is for {manifest.target.platform}, this host is {ours.platform}"
-    if manifest.target.accelerator != ours.accelerator:
-        return f"the bundle is for {manifest.target.accelerator}, this host is rehearsed on {ours.accelerator} only"
+        return f"the bundle is for {target.platform}, this host is {ours.platform}"
+    if target.accelerator != ours.accelerator:
+        return f"the bundle is for {target.accelerator}, this host is rehearsed on {ours.accelerator} only"
     return None
 
 

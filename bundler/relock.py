@@ -12,10 +12,12 @@ from pathlib import PurePath
 
 from packaging.utils import parse_wheel_filename
 
+from bundler.answers import keep_answers
 from bundler.apps import FILE_SCHEMES, lock_app
 from bundler.closure import SERVING_REQUIREMENTS, lock_closure
 from bundler.completeness import check_lock_complete
 from bundler.fetch import fetch_pins
+from bundler.importplan import plan_rehearsal
 from bundler.interpreter import lock_python
 from bundler.lock import Lock, LockedFile
 from bundler.models import lock_model
@@ -90,6 +92,8 @@ def lock_spec(
         alternatives=closure.alternatives,
         environment=spec.environment,
     )
+    lock = replace(lock, rehearsal=plan_rehearsal(spec, _listed(spec, lock), lock.wheels, store))
+    lock = keep_answers(lock, previous, report)
     check_lock_policy(lock, store)
     for name in check_lock_complete(lock, closure.roots, store):
         report(f"{name}: nothing needs it")
@@ -106,6 +110,12 @@ def closure_roots(spec: Spec, lock: Lock | None = None) -> tuple[str, ...]:
     """
     serving = SERVING_REQUIREMENTS if spec.models else ()
     return (*collect_requirements(spec).requirements, *serving, *(_app_roots(spec, lock) if lock else ()))
+
+
+def _listed(spec: Spec, lock: Lock) -> tuple[str, ...]:
+    """Return the requirements that somebody chose: not all of a closure, which a uv.lock or pylock.toml lists."""
+    chosen = replace(spec, packages=replace(spec.packages, lock_file=""))
+    return (*collect_requirements(chosen).requirements, *_app_roots(spec, lock))
 
 
 def _app_roots(spec: Spec, lock: Lock) -> Iterator[str]:

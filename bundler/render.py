@@ -64,7 +64,7 @@ def render_payload(subject: Subject) -> dict[str, bytes]:
         "config/offline.env": render_template("offline.env.j2", context),
     }
     if subject.models:
-        for unit in ("sealift.service", "sealift-verify.service", "sealift-verify.timer"):
+        for unit in ("sealift.service", "sealift-verify.service", "sealift-verify.timer", "launch.sh"):
             files[f"config/{unit}"] = render_template(f"{unit}.j2", context)
     for model in subject.models:
         file = f"{model.name.replace('-', '_')}.yaml"

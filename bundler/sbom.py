@@ -8,7 +8,8 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
@@ -20,6 +21,9 @@ from manifests.canonical import Json
 from manifests.digests import sha256_hex
 from manifests.errors import UsageError
 from manifests.manifest import FileEntry
+
+if TYPE_CHECKING:
+    from cyclonedx.validation.json import JsonStrictValidator
 
 SBOM_PATH: Final = "docs/sbom.cdx.json"
 SBOM_LIMIT: Final = 64 * 1024 * 1024
@@ -324,13 +328,18 @@ def sbom_problem(data: bytes) -> str:
         UsageError: cyclonedx-python-lib isn't installed.
     """
     try:
+        problem = _validator().validate_str(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return str(error) or type(error).__name__
+    return "" if problem is None else str(problem).splitlines()[0][:500]
+
+
+@cache
+def _validator() -> "JsonStrictValidator":
+    try:
         from cyclonedx.schema import SchemaVersion  # noqa: PLC0415 # slow to import, and only a report needs it
         from cyclonedx.validation.json import JsonStrictValidator  # noqa: PLC0415 # as above
     except ImportError:
         hint = "pip install 'sealift[bundler]' brings it"
         raise UsageError("cyclonedx-python-lib[json-validation] is not installed here", hint=hint) from None
-    try:
-        problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return str(error) or type(error).__name__
-    return "" if problem is None else str(problem).splitlines()[0][:500]
+    return JsonStrictValidator(SchemaVersion.V1_6)

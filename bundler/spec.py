@@ -11,6 +11,7 @@ from typing import Final
 from manifests.canonical import Json, encode_canonical
 from manifests.digests import sha256_hex
 from manifests.manifest import HostNeeds, Probe, Target
+from manifests.rehearsal import AllowedAttempt
 
 ADAPTERS: Final = {"bge-m3": "embedding", "sentence-transformer": "embedding", "causal-lm": "chat", "hcx": "chat"}
 """Adapter -> the kind of probe that its models answer."""
@@ -111,6 +112,24 @@ class AppSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RehearsalSpec:
+    """``[rehearsal]``: more modules to import, modules or distributions not to import, and what of the network may be.
+
+    Without it, every top-level module of every requirement that the spec lists is imported, and no attempt is excused.
+    """
+
+    imports: tuple[str, ...] = ()
+    skip_imports: tuple[str, ...] = ()
+    allowed: tuple[AllowedAttempt, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        """Return what it says, for the digest of the spec."""
+        allowed: list[Json] = [item.to_json() for item in self.allowed]
+        values: dict[str, Json] = {"imports": list(self.imports), "skip-imports": list(self.skip_imports)}
+        return {key: value for key, value in (values | {"allow-network": allowed}).items() if value}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """A whole spec.
 
@@ -133,6 +152,7 @@ class Spec:
     recommended: HostNeeds = field(default_factory=HostNeeds)
     policy: Mapping[str, Json] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
+    rehearsal: RehearsalSpec = field(default_factory=RehearsalSpec)
     next_signers: str = ""
     input_digests: Mapping[str, str] = field(default_factory=dict)
     is_retargeted: bool = False
@@ -164,6 +184,7 @@ class Spec:
             "policy": self.policy,
             "probes": [[probe.model, probe.kind, list(probe.inputs)] for probe in self.probes],
             "python": _slots_json(self.python) if self.python else {},
+            "rehearsal": self.rehearsal.to_json(),
             "requires": needs,
             "sequence": self.sequence,
             "target": self.target.label,

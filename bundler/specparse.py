@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
-from bundler.spec import ADAPTERS, AppSpec, IndexSpec, ModelSpec, PackagesSpec, PythonSpec, Spec, host_target
+from bundler.spec import (
+    ADAPTERS,
+    AppSpec,
+    IndexSpec,
+    ModelSpec,
+    PackagesSpec,
+    PythonSpec,
+    RehearsalSpec,
+    Spec,
+    host_target,
+)
 from bundler.units import parse_size
 from manifests.canonical import Json
 from manifests.errors import SpecError
@@ -21,6 +31,7 @@ from manifests.manifest import (
     Target,
 )
 from manifests.policy import CLASSES, parse_waiver
+from manifests.rehearsal import MODULE_PATTERN, parse_allowed
 
 PLATFORM_PATTERN: Final = r"(?:x86_64|aarch64)-(?:manylinux_2_[0-9]{2}|apple-darwin|pc-windows-msvc)"
 _TABLES: Final = (
@@ -33,6 +44,7 @@ _TABLES: Final = (
     "policy",
     "probe",
     "python",
+    "rehearsal",
     "requires",
     "target",
 )
@@ -78,6 +90,7 @@ def parse_spec(data: Mapping[str, object], path: Path) -> Spec:
         recommended=_parse_needs(_table(requires, "recommended", ("cpu-cores", "disk", "memory"))),
         policy=_parse_policy(_table(fields, "policy", _POLICY_KEYS)),
         probes=tuple(_parse_probe(item, where, models) for where, item in _items(fields, "probe")),
+        rehearsal=_parse_rehearsal(_table(fields, "rehearsal", ("allow-network", "imports", "skip-imports"))),
         next_signers=bundle.text("next-signers", ""),
     )
 
@@ -253,6 +266,17 @@ def _parse_policy(fields: Fields) -> dict[str, Json]:
     if waivers:
         policy["waiver"] = [waiver.to_json() for waiver in waivers]
     return policy
+
+
+def _parse_rehearsal(fields: Fields) -> RehearsalSpec:
+    for index, name in enumerate(fields.texts("imports", ())):
+        if re.fullmatch(MODULE_PATTERN, name, re.ASCII) is None:
+            raise fields.fail(f"imports[{index}]", f"{name[:80]!r} is not the name of a module")
+    return RehearsalSpec(
+        imports=fields.texts("imports", ()),
+        skip_imports=fields.texts("skip-imports", ()),
+        allowed=tuple(parse_allowed(item, where, error=SpecError) for where, item in fields.items("allow-network")),
+    )
 
 
 def _parse_probe(item: object, where: str, models: tuple[ModelSpec, ...]) -> Probe:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from manifests.artifact import FILE_TYPE
 from manifests.digests import CHUNK_SIZE
 from manifests.errors import SourceError
-from manifests.registry import Attempts, Registry, refusal
+from manifests.registry import Attempts, Interrupted, Registry, refusal
 from manifests.registry_http import Body, Reply
 
 Content: TypeAlias = Callable[[int, int], Iterator[memoryview]]
@@ -56,35 +56,49 @@ class Upload:
         with contextlib.closing(reply):
             self._require(reply, 202)
             place = self._location(reply)
-        done = 0
+        done, attempts = 0, self._attempts()
         while self._size > CHUNK_SIZE and done < self._size:
-            with contextlib.closing(self._patch(place, done)) as reply:
-                if reply.status in _BEGIN_AGAIN:
-                    problem, received = refusal(reply), self._status(place)
-                    if received is None:
-                        return problem
-                    place, done = received
-                    continue
-                self._require(reply, 202)
-                place, done = self._location(reply), self._end(done)
+            sent = self._patch(place, done)
+            if not isinstance(sent, str):
+                place, done = sent
+                attempts = self._attempts()
+                continue
+            received = self._status(place)
+            if received is None:
+                return sent
+            place, done = received
+            attempts.failed(sent)
         return self._finish(place, done)
 
-    def _patch(self, place: str, start: int) -> Reply:
+    def _patch(self, place: str, start: int) -> tuple[str, int] | str:
+        """Send one chunk; return where the upload goes on and how far it is, or why the chunk didn't arrive."""
         end = self._end(start)
-        headers = {"Content-Range": f"{start}-{end - 1}"}
-        return self._send("PATCH", place, start, end, headers)
+        try:
+            reply = self._send("PATCH", place, start, end, {"Content-Range": f"{start}-{end - 1}"})
+        except Interrupted as error:
+            return error.reason
+        with contextlib.closing(reply):
+            if reply.status in _BEGIN_AGAIN:
+                return refusal(reply)
+            self._require(reply, 202)
+            return self._location(reply), end
 
     def _finish(self, place: str, start: int) -> str | None:
-        """Close the upload, with all that wasn't sent yet."""
+        """Close the upload, with all that wasn't sent yet; return why that came to nothing."""
         digest = f"digest={self._digest.replace(':', '%3A')}"
         url = f"{place}{'&' if urlsplit(place).query else '?'}{digest}"
-        with contextlib.closing(self._send("PUT", url, start, self._size, {})) as reply:
-            if reply.status in _BEGIN_AGAIN:
-                # The answer to an earlier attempt may have been lost.
+        try:
+            reply = self._send("PUT", url, start, self._size, {})
+        except Interrupted as error:
+            problem = error.reason
+        else:
+            with contextlib.closing(reply):
+                if reply.status not in _BEGIN_AGAIN:
+                    self._require(reply, 201)
+                    return None
                 problem = refusal(reply)
-                return None if self._registry.blob_size(self._digest) == self._size else problem
-            self._require(reply, 201)
-        return None
+        # The answer to this attempt, or to an earlier one, may have been lost.
+        return None if self._registry.blob_size(self._digest) == self._size else problem
 
     def _send(self, method: str, url: str, start: int, end: int, headers: dict[str, str]) -> Reply:
         body: Body = b"" if start == end else lambda: self._content(start, end)

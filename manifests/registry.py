@@ -68,6 +68,14 @@ class Attempts:
             raise Stopped
 
 
+class Interrupted(Exception):  # noqa: N818 # not an error yet: whoever sent it may go on
+    """A request with a body broke off; nobody knows how much of it arrived. ``reason`` in a few words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Registry:
     """A repository that several threads may ask at once.
 
@@ -99,6 +107,7 @@ class Registry:
         """Send a request until it is answered by something that isn't passing; the caller closes the reply.
 
         Raises:
+            Interrupted: A body that isn't plain bytes broke off.
             SourceError: The registry can't be reached, stays busy, or wants a login that isn't there.
         """
         logins = 0
@@ -115,6 +124,8 @@ class Registry:
                     self._authorizer.challenged(reply, login)
                     continue
             except (OSError, http.client.HTTPException) as error:
+                if not isinstance(body, bytes):
+                    raise Interrupted(network_reason(error)) from None
                 # Before the first answer it is a wrong address rather than a registry that restarts.
                 attempts.failed(network_reason(error), hopeless=not self._answered)
                 continue

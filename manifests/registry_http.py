@@ -135,11 +135,11 @@ class Wire:
         with self._lock:
             idle = self._idle.get(key, [])
             connection = idle.pop() if idle else None
-        if connection is not None:
+        if connection is not None and isinstance(body, bytes):
             with contextlib.suppress(ConnectionError, http.client.BadStatusLine):  # closed there while it was idle
                 return self._ask(connection, method, url, headers, body)
-            connection.close()
-        return self._ask(self._connect(url), method, url, headers, body)
+            connection = None
+        return self._ask(connection or self._connect(url), method, url, headers, body)
 
     def _ask(
         self, connection: http.client.HTTPConnection, method: str, url: str, headers: dict[str, str], body: Body

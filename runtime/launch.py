@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from manifests.errors import AdapterError, DiskError, UsageError
 from manifests.fields import nearest_hint
@@ -86,7 +86,7 @@ def launch(
     Raises:
         UsageError: Nothing is installed, no such model, or an unusable line in ``etc/offline.env``.
     """
-    release = _hold_live(prefix)
+    release = hold_live(prefix)
     check_models(release.manifest(), models)
     told = ["--host", host, "--port", str(port), "--state", str(prefix.var / "run" / f"server-{port}.json")]
     for name in models:
@@ -95,6 +95,11 @@ def launch(
     command = server_command(prefix, release, SERVER_MODULE, told)
     for note in command.notes:
         report(note)
+    execute(prefix, command)
+
+
+def execute(prefix: Prefix, command: LaunchCommand) -> NoReturn:
+    """Replace this process, which holds the live release (:func:`hold_live`), by a command that uses it."""
     _hold_shared_lock(prefix.use_lock)
     os.chdir(prefix.var)
     os.execve(command.arguments[0], command.arguments, command.environment)  # noqa: S606 # no shell is the point
@@ -129,8 +134,13 @@ def _log_level(value: str) -> list[str]:
     return ["--log-level", value.lower()] if value else []
 
 
-def _hold_live(prefix: Prefix) -> Release:
-    """Return the live release, held so that gc doesn't remove it; the lock lives on in the server."""
+def hold_live(prefix: Prefix) -> Release:
+    """Return the live release, held so that gc doesn't remove it; the lock lives on in what is executed.
+
+    Raises:
+        UsageError: Nothing is installed.
+        DiskError: It is being removed or repaired.
+    """
     while True:
         release = prefix.require_live()
         try:

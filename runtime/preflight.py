@@ -159,10 +159,11 @@ def _disk_check(manifest: Manifest, prefix: Prefix) -> Check:
 
 
 def _inode_check(manifest: Manifest, prefix: Prefix) -> Check:
-    """Count what is certain, the bundle's own files; what wheels unpack to is a guess, and only warned about."""
+    """Count what is certain, the files that the store lacks; what wheels unpack to is a guess, so it only warns."""
     stats = os.statvfs(existing_parent(prefix.path))
     unpacked = manifest.launch.get("unpacked-size", 0)
-    certain = 2 * len(manifest.files)  # each file once in the store, and the folders, generously
+    store = Store(root=prefix.store)
+    certain = sum(not store.path(key).exists() for key in {entry.store_key for entry in manifest.files})
     likely = certain + (unpacked if isinstance(unpacked, int) else 0) // _BYTES_PER_FILE
     free = stats.f_favail
     verdict = "ok" if not stats.f_files or free >= likely else "warning" if free >= certain else "failed"

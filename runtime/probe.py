@@ -19,6 +19,9 @@ from runtime.layout import Prefix, Release
 EMBEDDING_TOLERANCE: Final = 1e-3
 """Largest difference of one component that another CPU kind may make, vectors being of length 1."""
 
+SPARSE_TOLERANCE: Final = 1e-2
+"""Largest difference of a token's lexical weight, which is of the order of 0.1 and isn't normalised."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedModel:
@@ -49,12 +52,13 @@ class Asked:
     """What all models did, and what of the network somebody tried to reach meanwhile, by the guard's own list.
 
     ``unroutable`` is how many packets the kernel refused meanwhile for want of a route, whoever sent them on this host;
-    None where the kernel doesn't tell.
+    None where the kernel doesn't tell. ``lines`` is what the probing process told, for a rehearsal.
     """
 
     models: tuple[AskedModel, ...]
     attempts: tuple[str, ...] = ()
     unroutable: int | None = None
+    lines: tuple[Mapping[str, object], ...] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -105,6 +109,7 @@ def ask_models(prefix: Prefix, release: Release, manifest: Manifest, *, host: Ho
         models=tuple(_asked_model(model.name, answers, manifest) for model in manifest.models),
         attempts=tuple(attempts),
         unroutable=None if before is None or after is None else after - before,
+        lines=tuple(lines),
     )
 
 
@@ -189,6 +194,26 @@ def judge_answer(answer: Mapping[str, object], probe: Probe | None) -> Iterator[
             yield f"answered {text!r}, recorded {wanted!r}"
     for vector, wanted in _pairs(vectors, _strings(expect.get("vectors"))):
         yield from _judge_vector(decode_vector(vector), decode_vector(wanted) if wanted is not None else None)
+    yield from _judge_sparse(_lexical(answer.get("sparse")), _lexical(expect.get("sparse")))
+
+
+def _judge_sparse(got: list[Mapping[int, float]], wanted: list[Mapping[int, float]]) -> Iterator[str]:
+    if wanted and len(got) != len(wanted):
+        yield f"{len(got)} lexical answers, recorded {len(wanted)}"
+    for ours, theirs in zip(got, wanted, strict=False):
+        differences = {token: abs(ours.get(token, 0.0) - theirs.get(token, 0.0)) for token in {*ours, *theirs}}
+        # A weight near 0 is left out by some CPUs, so only what is above the tolerance counts as a token.
+        wrong = sorted(token for token, value in differences.items() if not value <= SPARSE_TOLERANCE)
+        if wrong:
+            worst = max(differences.values())
+            tokens = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+            yield f"lexical weights that differ by up to {worst:.2g}, allowed {SPARSE_TOLERANCE:.0e}: tokens {tokens}"
+
+
+def _lexical(value: object) -> list[Mapping[int, float]]:
+    """Return the weights of each input by token id, from lists of ``{"tokens", "weights"}``."""
+    rows = [item for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
+    return [dict(zip(row["tokens"], decode_vector(row["weights"]), strict=False)) for row in rows]
 
 
 def _judge_vector(got: Sequence[float], wanted: Sequence[float] | None) -> Iterator[str]:

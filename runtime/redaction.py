@@ -23,7 +23,7 @@ _ASSIGNED: Final = re.compile(
 _BLOB: Final = re.compile(r"(?<![A-Za-z0-9+/=_:-])(?=[A-Za-z0-9+/_-]*[G-Zg-z])[A-Za-z0-9+/_-]{40,}={0,2}")
 _QUOTED: Final = re.compile(r"'[^'\n]{60,}'|\"[^\"\n]{200,}\"")
 _MAIL: Final = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\b")
-_HOME: Final = re.compile(r"(?<=/home/)[^/\s\"',:;]+|(?<=/Users/)[^/\s\"',:;]+")
+_HOME: Final = re.compile(r"(?<=/home/)[^/\s\"',:;<]+|(?<=/Users/)[^/\s\"',:;<]+")
 _IPV4: Final = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)")
 _IPV6: Final = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?![\w:])")
 _MAC: Final = re.compile(r"\b(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}\b")

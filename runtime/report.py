@@ -1,5 +1,6 @@
 """The go-live report: everything that ``runtime verify`` found, as one document, and filed as JSON and as a page."""
 
+import itertools
 import json
 import platform
 from dataclasses import asdict, dataclass
@@ -87,12 +88,16 @@ def report_document(
 def file_report(document: dict[str, object], folder: Path, name: str) -> FiledReport:
     """Write ``NAME.json`` and ``NAME.html`` into ``folder``; the page names the digest of the data.
 
+    Where there is a report of that name already, the new one is ``NAME-2``, and so on.
+
     Raises:
         DiskError: They can't be written.
     """
     make_folder(folder)
     data = (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
-    filed = FiledReport(data=folder / f"{name}.json", page=folder / f"{name}.html")
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    free = next(name for name in names if not (folder / f"{name}.json").exists())
+    filed = FiledReport(data=folder / f"{free}.json", page=folder / f"{free}.html")
     write_atomic(filed.data, data)
     write_atomic(filed.page, render_page(document, data_name=filed.data.name, data_digest=sha256_hex(data)).encode())
     return filed

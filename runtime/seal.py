@@ -7,6 +7,7 @@ real wall, this one finds out who knocks.
 
 import ipaddress
 import os
+import re
 import sys
 import threading
 import traceback
@@ -48,6 +49,9 @@ _ADDRESS_EVENTS: Final = frozenset({"socket.connect", "socket.sendto", "socket.s
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 _REMEMBERED: Final = 100
 _FRAMES: Final = 6
+_LIBRARY: Final = os.path.dirname(os.__file__)  # noqa: PTH120 # a frame's file name is text, and this runs at any time
+_LIBRARIES: Final = re.compile(r"^.*?[/\\](?:site-packages|lib[/\\]python3\.[0-9]+)[/\\](?!site-packages)")
+_FOLDERS: Final = re.compile(r"^/.*/(?=[^/]*:[0-9]+ in )")
 
 
 def passes(name: str) -> bool:
@@ -87,11 +91,19 @@ def sealed_environment(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One refused try: the audit event, the address, and ``file:line in function`` of the callers, nearest first."""
+    """One refused try: the audit event, the address, and ``file:line in function`` of the callers, nearest first.
+
+    Where the nearest six are all of the standard library, the nearest two of others follow them.
+    """
 
     event: str
     address: str
     callers: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return it for a report: the callers' files as seen from where modules lie, since the rest is of this host."""
+        callers = [_FOLDERS.sub("", _LIBRARIES.sub("", caller)) for caller in self.callers]
+        return {"event": self.event, "address": self.address, "callers": callers}
 
 
 class NetworkRefusedError(PermissionError):
@@ -203,5 +215,15 @@ def _is_local(host: str) -> bool:
 
 def _callers() -> tuple[str, ...]:
     frames = ((frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in traceback.walk_stack(None))
-    callers = [f"{path}:{line} in {name}" for path, line, name in frames if path != __file__]
-    return tuple(callers[:_FRAMES])
+    found = [frame for frame in frames if frame[0] != __file__]
+    # Those of the standard library alone don't say who it was.
+    others = [frame for frame in found[_FRAMES:] if _is_foreign(frame[0])] if not _names_somebody(found) else []
+    return tuple(f"{path}:{line} in {name}" for path, line, name in (*found[:_FRAMES], *others[:2]))
+
+
+def _names_somebody(frames: list[tuple[str, int, str]]) -> bool:
+    return any(_is_foreign(path) for path, _, _ in frames[:_FRAMES])
+
+
+def _is_foreign(path: str) -> bool:
+    return "site-packages" in path or not path.startswith((_LIBRARY, "<frozen"))

@@ -5,7 +5,7 @@ import http.client
 import ssl
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
@@ -57,6 +57,8 @@ class FaultProxy:
         self.asked: list[Asked] = []
         self._seen: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._busy = 0
         self._server = _Server(("127.0.0.1", 0), self._handler())
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
@@ -71,21 +73,26 @@ class FaultProxy:
         self._server.server_close()
 
     def of(self, method: str, word: str = "") -> list[Asked]:
-        """Return the requests with a method whose path has ``word``."""
+        """Return the requests with a method whose path has ``word``; those that are being answered are waited for."""
+        with self._idle:
+            assert self._idle.wait_for(lambda: not self._busy, timeout=20)
         return [asked for asked in self.asked if asked.method == method and word in asked.path]
 
     def count(self, asked: Asked) -> int:
-        """Return how many such requests came before this one."""
+        """Take note that a request came, and return how many like it came before."""
         with self._lock:
+            self._busy += 1
             key = (asked.method, asked.path.partition("?")[0])
             number = self._seen.get(key, 0)
             self._seen[key] = number + 1
             return number
 
     def note(self, asked: Asked) -> None:
-        """Keep a request."""
-        with self._lock:
+        """Keep a request that was answered."""
+        with self._idle:
             self.asked.append(asked)
+            self._busy -= 1
+            self._idle.notify_all()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         proxy = self
@@ -119,13 +126,11 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             authorization=words["Authorization"],
             size=size,
         )
-        fault = self.proxy.decide(asked, self.proxy.count(asked)) or Fault()
-        given = 0
+        given, number = 0, self.proxy.count(asked)
         try:
-            given = self._answer(fault, size)
+            given = self._answer(self.proxy.decide(asked, number) or Fault(), size)
         finally:
-            values = {name: getattr(asked, name) for name in Asked.__slots__}
-            self.proxy.note(Asked(**{**values, "given": given}))
+            self.proxy.note(replace(asked, given=given))
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815 # the names that http.server looks for
 
@@ -187,7 +192,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
                 data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
             self.wfile.write(data)
             given, left = given + len(data), left - len(data)
-        if fault.cut is not None:
+        if fault.cut is not None or left > 0:
             self.wfile.flush()
             self.close_connection = True
         return given

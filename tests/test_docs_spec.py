@@ -26,6 +26,7 @@ TABLES: Final[dict[str, dict[str, object]]] = {
     "`[requires]`": {"requires": BAD},
     "`[requires.recommended]`": {"requires": {"recommended": BAD}},
     "`[policy]`": {"policy": BAD},
+    "`[[policy.waiver]]`": {"policy": {"waiver": [BAD]}},
 }
 
 

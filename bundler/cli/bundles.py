@@ -79,5 +79,5 @@ def rehearse(bundle: Path, trust: Path, base: Path | None, volumes: tuple[Path, 
     with ExitStack() as stack:
         source = stack.enter_context(open_base(base, bundle)) if base is not None else None
         done = rehearse_bundle(bundle, text, step, volumes=volumes, base=source)
-    text = f"{bundle}: installed, verified and asked without network" if done else f"{bundle}: not rehearsed here"
-    answer({"bundle": str(bundle), "rehearsed": done}, text, as_json=as_json)
+    what = "installed, verified and asked without network" if done.rehearsed else "not rehearsed here"
+    answer({"bundle": str(bundle), "rehearsed": done.rehearsed}, f"{bundle}: {what}", as_json=as_json)

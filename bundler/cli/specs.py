@@ -60,11 +60,14 @@ def check(spec: Path, platform: str | None, *, with_lock: bool, as_json: bool) -
 @command("lock")
 @click.argument("spec", type=PATH)
 @click.option("--upgrade", is_flag=True, help="Take the newest versions instead of keeping the lock's.")
+@click.option("--record", is_flag=True, help="Ask the models without network, and write their answers into the lock.")
 @click.option("--resolver", type=click.Choice(["uv", "pip-tools"]), default="uv", show_default=True)
 @click.option("--compare", is_flag=True, help="Only show where uv and pip-tools differ; nothing is written.")
 @target_option
 @json_option
-def lock(spec: Path, platform: str | None, resolver: str, *, upgrade: bool, compare: bool, as_json: bool) -> None:
+def lock(
+    spec: Path, platform: str | None, resolver: str, *, upgrade: bool, record: bool, compare: bool, as_json: bool
+) -> None:
     """Resolve SPEC for its target, have every byte in the store, and write the lock beside it."""
     from bundler.lock import write_lock
     from bundler.specfile import load_spec
@@ -73,11 +76,20 @@ def lock(spec: Path, platform: str | None, resolver: str, *, upgrade: bool, comp
     if compare:
         answer_comparison(loaded, upgrade=upgrade, as_json=as_json)
         return
-    made = make_lock(loaded, upgrade=upgrade, resolver=resolver)
-    write_lock(loaded.lock_path, made)
+    made = current_lock(loaded) if record and not upgrade else None
+    if made is None:
+        made = make_lock(loaded, upgrade=upgrade, resolver=resolver)
+        write_lock(loaded.lock_path, made)
+    if record:
+        made = record_lock(loaded, made)
+        write_lock(loaded.lock_path, made)
     size = sum(file.size for file in made.all_files())
     document = {"lock": str(loaded.lock_path), "wheels": len(made.wheels), "models": len(made.models), "size": size}
     text = f"{loaded.lock_path}: {len(made.wheels)} wheels, {len(made.models)} models, {size_text(size)}"
+    if record:
+        recorded = sum(probe.expect is not None for probe in made.probes)
+        document |= {"probes": len(made.probes), "recorded": recorded}
+        text += f"\nanswers of {recorded} of {len(made.probes)} probes are recorded"
     answer(document, text, as_json=as_json)
 
 
@@ -167,15 +179,26 @@ def answer_built(built: Any, *, is_delta: bool, is_signed: bool, as_json: bool) 
     }
     document |= {"volumes": [str(path) for path in built.volumes]} if built.volumes else {}
     document |= {"left_out": built.left_out} if is_delta else {}
+    document |= {"evidence": [str(path) for path in built.evidence]} if built.evidence else {}
     lines = [
         f"{built.bundle}  {size_text(built.size)}",
         *(str(path) for path in built.volumes[1:]),
         *([f"a delta: {built.left_out} files are left out"] if is_delta else []),
+        *(rehearsal_line(built)),
         f"{built.kit}  its digest, for the telephone: {built.kit_digest}",
         f"manifest digest {built.digest}",
         *([] if is_signed else ["not signed yet: bundler sign BUNDLE --key FILE"]),
     ]
     answer(document, "\n".join(lines), as_json=as_json)
+
+
+def rehearsal_line(built: Any) -> list[str]:  # noqa: ANN401 # a Built, imported late
+    """Return a line that says what came of the rehearsal."""
+    if built.rehearsal is None:
+        return ["NOT rehearsed (--no-rehearsal)"]
+    signed = "" if len(built.evidence) > 1 else ", not signed"
+    what = "rehearsed" if built.rehearsal.rehearsed else "NOT rehearsed"
+    return [f"{built.evidence[0]}  {what}{signed}"]
 
 
 def answer_check(spec: Any, bundle: Path, volumes: tuple[Path, ...], *, as_json: bool) -> None:  # noqa: ANN401 # a Spec, imported late
@@ -231,11 +254,34 @@ def quickstart(directory: Path) -> None:
 
 def make_lock(spec: Any, *, upgrade: bool, resolver: str = "uv") -> Any:  # noqa: ANN401 # a Spec in, a Lock out; both imported late
     """Return a new lock of a spec; ``upgrade`` takes the newest versions instead of keeping the old lock's."""
+    from bundler.answers import keep_answers
+    from bundler.lock import load_lock
     from bundler.relock import lock_spec
     from bundler.store import Store
 
     previous = previous_lock(spec, upgrade=upgrade)
-    return lock_spec(spec, Store(), make_resolver(spec, resolver), pip_config(), previous=previous, report=step)
+    made = lock_spec(spec, Store(), make_resolver(spec, resolver), pip_config(), previous=previous, report=step)
+    if upgrade and spec.lock_path.exists():
+        return keep_answers(made, load_lock(spec.lock_path), step)
+    return made
+
+
+def current_lock(spec: Any) -> Any:  # noqa: ANN401 # a Spec in, a Lock or None out; imported late
+    """Return the lock of a spec if it fits the spec and this Sealift, and the store has all of it."""
+    from bundler.lock import load_lock
+    from bundler.quickstart import lock_is_current
+    from bundler.store import Store
+
+    found = load_lock(spec.lock_path) if spec.lock_path.exists() else None
+    return found if found is not None and lock_is_current(found, spec, Store()) else None
+
+
+def record_lock(spec: Any, lock: Any) -> Any:  # noqa: ANN401 # a Spec and a Lock in, a Lock out; imported late
+    """Return a lock with the answers that its models give here."""
+    from bundler.record import record_answers
+    from bundler.store import Store
+
+    return record_answers(spec, lock, Store(), progress=progress("pack"), report=step)
 
 
 def prove_lock(spec: Any) -> tuple[int, list[str]]:  # noqa: ANN401 # a Spec, imported late

@@ -3,6 +3,7 @@
 Runs as ``python -m bundler.closed_side`` inside the namespace and tells what happens as JSON lines on stdout.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -16,7 +17,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -28,6 +28,7 @@ _SIOCGIFFLAGS: Final = 0x8913
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 0x1
 _READY_TIMEOUT: Final = 300.0
+_END_TIMEOUT: Final = 60.0
 
 Tell: TypeAlias = Callable[[Mapping[str, object]], None]
 """Gets every event as it happens."""
@@ -43,7 +44,10 @@ class StepFailed(Exception):  # noqa: N818 # carries the exit code of the runtim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Where the play happens: the bundle, the verifier, the trust file, a prefix, an empty home, more volumes."""
+    """Where the play happens: the bundle, the verifier, the trust file, a prefix, an empty home, more volumes.
+
+    ``python`` runs the verifier; ``user`` is the number of the user who does, None for whoever runs this.
+    """
 
     bundle: Path
     pyz: Path
@@ -51,10 +55,32 @@ class Stage:
     prefix: Path
     home: Path
     volumes: tuple[Path, ...] = ()
+    python: str = sys.executable
+    user: int | None = None
+
+    @property
+    def more(self) -> list[str]:
+        """The options that name the other folders with volumes."""
+        return [word for folder in self.volumes for word in ("--volumes", str(folder))]
 
     def runtime(self, *arguments: str) -> list[str]:
         """Return a command line of the runtime as an operator would type it."""
-        return [sys.executable, "-I", "-S", str(self.pyz), *arguments]
+        return [self.python, "-I", "-S", str(self.pyz), *arguments]
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start a runtime command, as the stage's user; Ctrl-C doesn't reach it, whoever started it tells it once."""
+        as_user: dict[str, Any] = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
+        return subprocess.Popen(
+            self.runtime(*arguments),
+            env=empty_environment(str(self.home)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.home,
+            process_group=0,
+            **as_user,
+        )
 
 
 def raise_loopback() -> None:
@@ -73,21 +99,14 @@ def run_step(stage: Stage, name: str, arguments: Sequence[str], tell: Tell) -> N
         StepFailed: It ended with another status than 0.
     """
     start = time.monotonic()
-    process = subprocess.Popen(
-        stage.runtime(*arguments),
-        env=empty_environment(str(stage.home)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
     lines = []
-    with process:
+    with stage.start(*arguments) as process:
         try:
             for line in process.stdout or ():
                 lines.append(line.rstrip())
                 tell({"event": "line", "step": name, "text": lines[-1]})
         except BaseException:
-            process.terminate()  # it cleans up; nothing may be left running
+            _end(process)
             raise
     if process.returncode:
         raise StepFailed(name, process.returncode, "\n".join(lines[-30:]))
@@ -101,7 +120,17 @@ def run_step(stage: Stage, name: str, arguments: Sequence[str], tell: Tell) -> N
     )
 
 
-@contextmanager
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Have a process clean up and end. Popen's own ``with`` waits only a quarter of a second after Ctrl-C."""
+    process.terminate()
+    try:
+        process.communicate(timeout=_END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
 def serving(stage: Stage, port: int, tell: Tell) -> Iterator[str]:
     """Launch the server, wait until it is ready, yield its address, and stop it in every case.
 
@@ -208,9 +237,8 @@ def play(stage: Stage, questions: Mapping[str, Any], port: int, tell: Tell) -> N
         StepFailed: A command or a request failed.
     """
     bundle, prefix, trust = str(stage.bundle), str(stage.prefix), str(stage.trust)
-    more = [word for folder in stage.volumes for word in ("--volumes", str(folder))]
-    run_step(stage, "verify bundle", ["verify", bundle, "--trust", trust, *more], tell)
-    run_step(stage, "install", ["install", bundle, "--prefix", prefix, "--trust", trust, *more], tell)
+    run_step(stage, "verify bundle", ["verify", bundle, "--trust", trust, *stage.more], tell)
+    run_step(stage, "install", ["install", bundle, "--prefix", prefix, "--trust", trust, *stage.more], tell)
     run_step(stage, "verify release", ["verify", "--prefix", prefix, "--trust", trust], tell)
     if questions:
         with serving(stage, port, tell) as address:

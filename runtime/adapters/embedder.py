@@ -3,7 +3,8 @@
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -96,6 +97,15 @@ class LocalEmbedder(ABC):
         }
         settings = self._settings
         return {**asdict(self._info), **own, "batch_size": settings.batch_size, "use_fp16": settings.use_fp16}
+
+    @contextmanager
+    def without_cache(self) -> Iterator[None]:
+        """Have the model itself answer within the block: a kept answer proves nothing. For whoever has it alone."""
+        kept, self._cache = self._cache, None
+        try:
+            yield
+        finally:
+            self._cache = kept
 
     def cache_statistics(self) -> CacheStatistics | None:
         """Return what the cache did in this process; None where there is none."""

@@ -11,9 +11,11 @@ from typing import NoReturn
 from manifests import __version__
 from manifests.errors import DiskError, SealiftError
 from runtime.cli.auditing import run_audited
+from runtime.cli.bulk import add_bulk_command
 from runtime.cli.bundles import add_bundle_commands
 from runtime.cli.evidence import add_evidence_commands
 from runtime.cli.mirroring import add_mirror_command
+from runtime.cli.rehearsing import add_rehearsing_command
 from runtime.cli.releases import add_release_commands
 from runtime.cli.serving import add_serving_commands
 from runtime.cli.shared import say
@@ -57,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_trust_commands(commands)
     add_evidence_commands(commands)
     add_serving_commands(commands)
+    add_rehearsing_command(commands)
+    add_bulk_command(commands)
     return parser
 
 

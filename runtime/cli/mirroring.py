@@ -61,10 +61,13 @@ def _mirror(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace, prefix: "Prefix") -> "VerifyOptions":
+    from runtime.state import record
     from runtime.verify import VerifyOptions
 
     prefix.require_live()
     chosen = choose_trust(arguments, prefix)
+    if arguments.verify_time is not None:
+        record(prefix, f"mirror: {chosen.time.note}")
     return VerifyOptions(
         trust=chosen.trust,
         trust_source=str(arguments.trust or prefix.path),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
+from unicodedata import category
 from urllib.parse import parse_qs, unquote
 
 from runtime.mirror.index import HTML_TYPE, JSON_TYPE
@@ -73,7 +74,7 @@ def _segment(text: str) -> str:
         raise BadTargetError("an encoded slash in a segment")
     if decoded in {".", ".."}:
         raise BadTargetError("a segment of dots")
-    if not decoded.isprintable():
+    if any(category(letter) == "Cc" for letter in decoded):
         raise BadTargetError("a control character in a segment")
     return decoded
 

@@ -1,10 +1,7 @@
 """Which releases a mirror serves: the live one first, all verified and held while the mirror runs."""
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 from manifests.bundle import find_damage
@@ -14,10 +11,8 @@ from manifests.errors import (
     IntegrityError,
     SealiftError,
     TrustError,
-    UsageError,
     list_problems,
 )
-from manifests.files import disk_error
 from manifests.medium import FolderMedium
 from manifests.pieces import Progress, Silent
 from runtime.layout import Prefix, Release
@@ -38,7 +33,7 @@ def open_releases(
     ``report`` is told of every other release that is left out because it isn't good.
 
     Raises:
-        UsageError: Nothing is installed, or the prefix is being uninstalled.
+        UsageError: Nothing is installed.
         DiskError: The live release is being removed or repaired.
         TrustError: The live release isn't signed by anyone who is trusted.
         IntegrityError: Its files are not those that were installed.
@@ -46,7 +41,6 @@ def open_releases(
     """
     live = prefix.require_live()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_used(prefix.use_lock))
         stack.enter_context(live.used())
         _require_good(prefix, live, options)
         releases = [live]
@@ -83,19 +77,3 @@ def _require_good(prefix: Prefix, release: Release, options: VerifyOptions) -> N
         problems = [f"{section.name}: {problem}" for section in found.sections for problem in section.problems]
         error = _ERRORS.get(found.exit_code, IntegrityError)
         raise error(list_problems(release.name, problems), hint=f"runtime verify --prefix {prefix.path}")
-
-
-@contextlib.contextmanager
-def _used(path: Path) -> Iterator[None]:
-    """Hold the shared lock that uninstall respects; a reader without write permission can hold it too."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise disk_error(error, f"lock {path}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UsageError(f"{path}: the prefix is being uninstalled", hint="runtime status") from None
-    finally:
-        os.close(descriptor)

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from manifests.canonical import Json
 from manifests.errors import AdapterError, SealiftError
 from manifests.manifest import MANIFEST_NAME, Probe, parse_manifest
 from runtime.adapters import load_adapter
-from runtime.adapters.base import Adapter, Embedder, GenerationParams, Generator, Message, ModelConfig
+from runtime.adapters.base import Adapter, Embedder, GenerationParams, Generator, Message, ModelConfig, MultiEmbedder
 from runtime.seal import attempts
 from runtime.server.models import load_models
 
@@ -53,16 +56,31 @@ def _default_probe(model: str) -> Probe:
 
 
 def ask(adapter: Adapter, probe: Probe) -> Mapping[str, Json]:
-    """Return a model's answer to a probe: ``vectors`` (base64 little-endian float32) or ``texts``.
+    """Return a model's answer to a probe: ``texts``, or ``vectors`` (base64 little-endian float32).
+
+    With the vectors comes ``sparse`` where the model has lexical weights: per input ``tokens``, ascending ids, and
+    their ``weights`` as a vector is written.
 
     Raises:
         AdapterError: The model fails, or the probe is of another kind.
     """
+    if isinstance(adapter, MultiEmbedder) and probe.kind != "chat" and "sparse" in adapter.info.features:
+        both = adapter.embed_multi(list(probe.inputs), dense=True, sparse=True)
+        dense = both.dense if both.dense is not None else ()
+        return {"vectors": [_base64(row) for row in dense], "sparse": [_lexical(row) for row in both.sparse or ()]}
     if isinstance(adapter, Embedder) and probe.kind != "chat":
-        vectors = adapter.embed(list(probe.inputs)).vectors.astype("<f4")
-        return {"vectors": [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors]}
+        return {"vectors": [_base64(row) for row in adapter.embed(list(probe.inputs)).vectors]}
     if isinstance(adapter, Generator) and probe.kind != "embedding":
         params = GenerationParams(max_new_tokens=24, temperature=0.0)
         texts = [adapter.generate([Message(role="user", content=text)], params).text for text in probe.inputs]
         return {"texts": texts}
     raise AdapterError(f"model {probe.model!r}: a probe of kind {probe.kind!r} does not fit its adapter")
+
+
+def _lexical(weights: Mapping[int, float]) -> Mapping[str, Json]:
+    tokens = sorted(weights)
+    return {"tokens": tokens, "weights": _base64(np.array([weights[token] for token in tokens], np.float32))}
+
+
+def _base64(vector: NDArray[np.float32]) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -36,6 +37,14 @@ class Decoding(Protocol):
         """What decodes."""
 
 
+@runtime_checkable
+class Caching(Protocol):
+    """An embedder that keeps answers, and can be told not to."""
+
+    def without_cache(self) -> AbstractContextManager[None]:
+        """Have the model itself answer within the block."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """A model that is loaded and has answered, and the thread that works for it.
@@ -62,7 +71,8 @@ def serve_model(config: ModelConfig, probes: Sequence[Probe], *, depth: int, met
     _read_ahead(config.directory)
     with _BUILDING:
         adapter = load_adapter(config)
-    probed = check_probes(adapter, probes)
+    with adapter.without_cache() if isinstance(adapter, Caching) else contextlib.nullcontext():
+        probed = check_probes(adapter, probes)
     worker = _make_worker(config.name, adapter, depth, metrics)
     worker.start()
     seconds = time.monotonic() - start

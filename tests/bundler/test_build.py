@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bundler.fleet import FLEET_NAMES
 from bundler.relock import SERVING_REQUIREMENTS
 from bundler.spec import ADAPTERS
 from tests.factories import Key, is_root, make_key, tree_of
@@ -28,6 +29,7 @@ import sys
 import time
 from pathlib import Path
 from bundler.build import BuildOptions, build_bundle
+from bundler.fleet import FLEET_NAMES
 from bundler.lock import load_lock
 from bundler.specfile import load_spec
 from bundler.store import Store
@@ -192,7 +194,7 @@ def test_the_kit_s_sums_are_true_of_kit_and_medium(bundle: Path, tmp_path: Path)
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count(b": OK\n") == 6
+    assert done.stdout.count(b": OK\n") == 6 + len(FLEET_NAMES)
 
 
 def test_what_the_manifest_says(scene: Scene, bundle: Path) -> None:

@@ -44,6 +44,7 @@ def test_the_files_of_a_bundle() -> None:
         "config/sealift.service",
         "config/sealift-verify.service",
         "config/sealift-verify.timer",
+        "config/launch.sh",
         "config/bge_m3.yaml",
         "config/hcx.yaml",
     ]

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ import pytest
 from runtime.audit import AuditEntry, append_audit, overrides_of, read_audit
 from runtime.layout import Prefix
 from tests.factories import Key, is_root
-from tests.factories_closed import ClosedBundle, Host
 from tests.factories_cli import ROOT
-from tests.factories_kill import clone
+from tests.factories_closed import ClosedBundle, Host
 
 KEYS = {
     *("detail", "digest", "event", "exit_code", "options", "outcome", "overrides", "pid", "prefix", "release"),
@@ -25,9 +23,11 @@ KEYS = {
 
 
 @pytest.fixture
-def prefix(tmp_path: Path, installed: Path) -> Path:
-    """A copy of the prefix whose log is empty."""
-    prefix = clone(installed, tmp_path / "prefix")
+def prefix(tmp_path: Path, host: Host, first: ClosedBundle) -> Path:
+    """A prefix where the first bundle is live and the log is empty."""
+    prefix = tmp_path / "prefix"
+    done = host.runtime(first.pyz, "install", first.tar, "--prefix", prefix, "--trust", first.trust, "--no-smoke")
+    assert done.returncode == 0, done.stderr
     (prefix / "var/audit.jsonl").unlink()
     return prefix
 

@@ -153,8 +153,8 @@ def test_a_launched_server_holds_its_release(installed: Path, host: Host, first:
     """The lock outlives the exec that makes the launcher the server; any program can stand for the server."""
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "from runtime.layout import Prefix; from runtime.launch import _hold_live\n"
-        "_hold_live(Prefix(path=Path(sys.argv[2])))\n"
+        "from runtime.layout import Prefix; from runtime.launch import hold_live\n"
+        "hold_live(Prefix(path=Path(sys.argv[2])))\n"
         "os.execv('/bin/sh', ['sh', '-c', 'echo held; read line'])\n"
     )
     process = subprocess.Popen(

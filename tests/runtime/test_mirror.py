@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from huggingface_hub import HfApi
 
 from manifests.errors import DiskError, IntegrityError, TrustError, UsageError
 from manifests.manifest import ModelEntry
@@ -304,6 +305,14 @@ class TestHub:
             target = link[1] if link else ""
         assert paths == [["1_Pooling", "1_Pooling/config.json", "config.json"], ["model.safetensors"]]
 
+    def test_the_hub_s_own_client_follows_the_pages(self, catalog: Catalog) -> None:
+        with serving(catalog) as running:
+            running.server.site = Site(catalog, page_size=2)
+            api = HfApi(endpoint=f"http://127.0.0.1:{running.server.port}", token=False)
+            found = [item.path for item in api.list_repo_tree("Org/Tiny", recursive=True)]
+        assert found == ["1_Pooling", "1_Pooling/config.json", "config.json", "model.safetensors"]
+        assert len([line for line in running.log if "/tree/" in line]) == 2
+
     def test_refs_and_the_list(self, mirror: Running) -> None:
         refs = mirror.ask("/api/models/tiny/refs").json
         assert refs["branches"] == [{"name": "main", "ref": "refs/heads/main", "targetCommit": NEW}]
@@ -508,6 +517,7 @@ class TestHostile:
         with pytest.raises(ValueError, match="behind the end"):
             parse_range(0, '"e"', {"range": "bytes=0-"})
         assert parse_request("http://x/simple/?a=1&a=2", {}).query == {"a": "2"}
+        assert parse_request("/a/%E3%80%80.txt", {}).segments == ("a", "\u3000.txt")
         assert is_known('"e"', "*")
 
 
@@ -648,20 +658,27 @@ class TestCommand:
 
     def test_it_serves_until_it_is_told_to_stop(self, two: Installed) -> None:
         words = ["mirror", "--prefix", str(two.prefix.path), "--port", "0", "--json", "--check-digests"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "runtime", *words],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-m", "runtime", *words]
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, cwd=ROOT, **streams) as process:
+            try:
+                document, errors = self._ask_and_stop(process)
+            finally:
+                process.kill()
+        assert process.returncode == 0, errors
+        assert errors.endswith("stopped\n")
+        assert (document["wheels"], document["models"]["tiny"]) == (4, [NEW, OLD])
+
+    @staticmethod
+    def _ask_and_stop(process: "subprocess.Popen[str]") -> tuple[dict[str, Any], str]:
+        """Return what the command printed, and what it said after it was told to stop."""
         assert process.stdout is not None
         assert process.stderr is not None
         lines: list[str] = []
         while not lines or lines[-1] != "}\n":
             lines.append(process.stdout.readline())
-            assert lines[-1], process.communicate()[1]
-        document = json.loads("".join(lines))
+            assert lines[-1], process.stderr.read()
+        document: dict[str, Any] = json.loads("".join(lines))
         host, _, port = document["address"].removeprefix("http://").rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=20)
         with contextlib.closing(connection):
@@ -670,10 +687,17 @@ class TestCommand:
         while '"GET /health HTTP/1.1" 200 3 ' not in (line := process.stderr.readline()):
             assert line, "the log ended without the request"
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == 0, errors
-        assert errors.endswith("stopped\n")
-        assert (document["wheels"], document["models"]["tiny"]) == (4, [NEW, OLD])
+        return document, process.communicate(timeout=30)[1]
+
+    def test_the_prefix_is_only_read(self, two: Installed) -> None:
+        before = {path: path.lstat().st_mtime_ns for path in two.prefix.path.rglob("*")}
+        with (
+            open_releases(two.prefix, two.options, pytest.fail) as releases,
+            serving(load_catalog(releases)) as running,
+        ):
+            assert running.ask("/simple/six/").status == 200
+            assert running.ask("/tiny/resolve/main/config.json").body == b"{}\n"
+        assert {path: path.lstat().st_mtime_ns for path in two.prefix.path.rglob("*")} == before
 
     def test_a_release_that_is_served_is_not_collected(self, two: Installed) -> None:
         with open_releases(two.prefix, two.options, pytest.fail) as releases:

@@ -2,16 +2,22 @@
 
 import json
 import os
+import shlex
+import shutil
+import string
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bundler.render import Subject, render_payload
+from manifests.manifest import ModelEntry
 from tests.factories import Key, make_bundle, make_key, sign_slot, unpack_bundle, write_bundle
 from tests.factories_closed import (
     BIG_PATH,
     BIG_SIZE,
+    HOST_TARGET,
     ClosedBundle,
     Host,
     copy_of,
@@ -215,3 +221,34 @@ def test_make_closed_bundle_is_deterministic(tmp_path: Path, closed_key: Key, fi
     again = make_closed_bundle(tmp_path, closed_key, "six")
     assert again.tar.read_bytes() == first.tar.read_bytes()
     assert again.kit_digest == first.kit_digest
+
+
+def test_the_units_that_verify_every_day(tmp_path: Path, installed: Path, host: Host) -> None:
+    model = ModelEntry(name="m", adapter="hcx", path="models/m", format="safetensors", origin="dir")
+    rendered = render_payload(Subject(name="demo", version="1", target=HOST_TARGET, models=(model,)))
+    for kind in ("service", "timer"):
+        text = string.Template(rendered[f"config/sealift-verify.{kind}"].decode()).safe_substitute(PREFIX=installed)
+        (tmp_path / f"demo-verify.{kind}").write_text(text)
+    service = (tmp_path / "demo-verify.service").read_text()
+    (start,) = [line.removeprefix("ExecStart=") for line in service.splitlines() if line.startswith("ExecStart=")]
+    done = host.run(*start.split())
+    assert done.returncode == 0, done.stderr
+    (stop,) = [line.removeprefix("ExecStopPost=") for line in service.splitlines() if line.startswith("ExecStopPost=")]
+    told = tmp_path / "told"
+    for name in ("logger", "wall"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name}: $*" >> {told}\n')
+        (tmp_path / name).chmod(0o755)
+    for status in ("0", "5"):
+        environment = {"PATH": f"{tmp_path}:{os.defpath}", "EXIT_STATUS": status}
+        subprocess.run(shlex.split(stop), env=environment, check=True)
+        assert told.exists() == (status == "5")
+    assert told.read_text() == (
+        "logger: -p auth.alert -t sealift demo: runtime verify ended with 5, look at journalctl -u demo-verify\n"
+        "wall: demo: runtime verify ended with 5, look at journalctl -u demo-verify\n"
+    )
+    if shutil.which("systemd-analyze"):
+        units = [str(tmp_path / "demo-verify.timer"), str(tmp_path / "demo-verify.service")]
+        checked = subprocess.run(
+            [program("systemd-analyze"), "verify", *units], capture_output=True, text=True, check=False
+        )
+        assert [line for line in checked.stderr.splitlines() if "demo-verify" in line] == []

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from uv import find_uv_bin
 
 from bundler.sandbox import find_isolation
 from manifests.manifest import ModelEntry
@@ -28,12 +29,13 @@ from tests.factories_cli import ROOT
 from tests.factories_closed import ClosedBundle, closed_files, make_closed_bundle, make_host, program
 from tests.factories_models import make_xlmr
 from tests.factories_wheels import make_wheel
+from tests.slow.conftest import Built
 
 pytestmark = [pytest.mark.slow, pytest.mark.models]
 COMMIT: Final = "5617a9f61b028005a4858fdac845db406aefb181"
 HERE: Final = "10.77.0.1"
 THERE: Final = "10.77.0.2"
-PORTS: Final = {"mirror": 8080, "nginx": 8081}
+PORTS: Final = {"mirror": 8080, "nginx": 8081, "built": 8082}
 HOLD: Final = "ip link set lo up && echo ready && exec sleep infinity"
 PAGE: Final = (ROOT / "docs/mirror.md").read_text(encoding="utf-8")
 DOWNLOAD: Final = """
@@ -175,11 +177,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 @pytest.fixture(scope="module")
 def mirror_log(network: Network, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The mirror runs, out of the bundle's own runtime.pyz; this is its access log."""
-    log = tmp_path_factory.mktemp("mirror") / "access.log"
-    words = ["mirror", "--prefix", site.prefix, "--host", HERE, "--port", str(PORTS["mirror"])]
-    command = [make_host(log.parent / "home").python, "-I", "-S", site.bundle.pyz, *words]
+    folder = tmp_path_factory.mktemp("mirror")
+    with mirroring(network, folder, site.bundle.pyz, site.prefix, "mirror") as log:
+        yield log
+
+
+@contextlib.contextmanager
+def mirroring(network: Network, folder: Path, pyz: Path, prefix: Path, name: str) -> Iterator[Path]:
+    """Have a mirror that answers; yield its access log."""
+    log = folder / "access.log"
+    words = ["mirror", "--prefix", prefix, "--host", HERE, "--port", str(PORTS[name])]
+    command = [make_host(folder / "home").python, "-I", "-S", pyz, *words]
     with log.open("w") as stream, running(network, [*map(str, command)], stream.fileno()):
-        wait_for(network, "mirror")
+        wait_for(network, name)
         yield log
 
 
@@ -188,7 +198,7 @@ def nginx_log(network: Network, site: Site, tmp_path_factory: pytest.TempPathFac
     """The web server serves an export, with the configuration that came with it; this is its access log."""
     assert shutil.which("nginx"), "these tests need nginx: apt-get install nginx-light"
     folder = tmp_path_factory.mktemp("nginx")
-    words = ["mirror", "--prefix", site.prefix, "--export", folder / "site", "--host", HERE]
+    words: list[str | Path] = ["mirror", "--prefix", site.prefix, "--export", folder / "site", "--host", HERE]
     host = make_host(folder / "home")
     done = host.runtime(site.bundle.pyz, *words, "--port", str(PORTS["nginx"]))
     assert done.returncode == 0, done.stderr
@@ -244,7 +254,7 @@ def block(language: str, server: str) -> str:
 
 
 def make_venv(network: Network, home: Path, server: str) -> Path:
-    network.client(home, program("uv"), "venv", "--python", sys.executable, home / "venv", server=server)
+    network.client(home, find_uv_bin(), "venv", "--python", sys.executable, home / "venv", server=server)
     return home / "venv/bin/python"
 
 
@@ -263,7 +273,7 @@ def test_pip_installs_with_the_configuration_of_the_page(network: Network, home:
     # As variables, because pip would also read the configuration of this host.
     words = {f"PIP_{key.upper().replace('-', '_')}": value for key, value in config["global"].items()}
     assert set(words) == {"PIP_INDEX_URL", "PIP_TRUSTED_HOST"}
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check"]
     network.client(home, *pip, "site_tool", server=server, more=words)
     assert installed(python) == WANTED
 
@@ -274,7 +284,7 @@ def test_uv_installs_with_the_configuration_of_the_page(network: Network, home: 
     assert tomllib.loads(text)["index"][0]["default"] is True
     (home / ".config/uv").mkdir(parents=True)
     (home / ".config/uv/uv.toml").write_text(text)
-    network.client(home, program("uv"), "pip", "install", "--python", python, "site-tool", server=server)
+    network.client(home, find_uv_bin(), "pip", "install", "--python", python, "site-tool", server=server)
     assert installed(python) == WANTED
 
 
@@ -282,7 +292,15 @@ def test_uv_resolves_from_metadata_alone(network: Network, home: Path, site: Sit
     before = len(mirror_log.read_text().splitlines())
     (home / "uv.toml").write_text(block("toml", "mirror"))
     (home / "in").write_text("site-tool\n")
-    words = [program("uv"), "pip", "compile", "--config-file", home / "uv.toml", "--generate-hashes", home / "in"]
+    words: list[str | Path] = [
+        find_uv_bin(),
+        "pip",
+        "compile",
+        "--config-file",
+        home / "uv.toml",
+        "--generate-hashes",
+        home / "in",
+    ]
     done = network.client(home, *words, server="mirror")
     asked = " ".join(mirror_log.read_text().splitlines()[before:])
     assert re.search(r'"GET /wheels/site_tool-1\.5%2[Bb]cpu-py3-none-any\.whl\.metadata HTTP/1\.1" 200', asked)
@@ -297,7 +315,16 @@ def test_uv_syncs_locked_hashes(network: Network, home: Path, site: Site, server
     (entry,) = [entry for entry in site.bundle.manifest.files if entry.path.startswith("wheels/six-")]
     (home / "lock").write_text(f"six==1.17.0 --hash=sha256:{entry.sha256}\n")
     (home / "uv.toml").write_text(block("toml", server))
-    words = [program("uv"), "pip", "sync", "--config-file", home / "uv.toml", "--python", python, "--require-hashes"]
+    words: list[str | Path] = [
+        find_uv_bin(),
+        "pip",
+        "sync",
+        "--config-file",
+        home / "uv.toml",
+        "--python",
+        python,
+        "--require-hashes",
+    ]
     network.client(home, *words, home / "lock", server=server)
     assert installed(python) == {"six==1.17.0"}
 
@@ -306,7 +333,7 @@ def tree_digests(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and ".cache" not in path.parts
+        if path.is_file() and ".cache" not in path.relative_to(folder).parts
     }
 
 
@@ -348,3 +375,23 @@ def test_the_client_reaches_nothing_else(network: Network) -> None:
     assert THERE in found["plug"]
     routes = subprocess.run(Network.inside(network.far, "ip", "-json", "route"), capture_output=True, check=True)
     assert [route["dst"] for route in json.loads(routes.stdout)] == ["10.77.0.0/24"]
+
+
+def test_a_whole_environment_and_its_model(network: Network, home: Path, built: Built) -> None:
+    """PyTorch, transformers and a model, on a machine that had nothing but uv and a Python."""
+    prefix, pyz = built.folder / "mirrored", built.kit / "runtime.pyz"
+    words = ("install", built.bundle, "--prefix", prefix, "--trust", built.kit / "allowed_signers", "--no-smoke")
+    done = make_host(home.parent / "operator").runtime(pyz, *words)
+    assert done.returncode == 0, done.stderr
+    with mirroring(network, home.parent, pyz, prefix, "built"):
+        python = make_venv(network, home, "built")
+        (home / "uv.toml").write_text(block("toml", "built"))
+        install = [find_uv_bin(), "pip", "install", "--config-file", str(home / "uv.toml"), "--python", str(python)]
+        network.client(home, *install, "torch", "transformers", server="built")
+        assert "torch==2.13.0+cpu" in installed(python)
+        far = network.client(home, python, "-I", "-c", LOAD, "bert", server="built")
+    vector = json.loads(far.stdout)
+    near = subprocess.run(
+        [sys.executable, "-c", LOAD, built.folder / "bert"], capture_output=True, check=True, cwd=home
+    )
+    assert vector == pytest.approx(json.loads(near.stdout), abs=1e-6)

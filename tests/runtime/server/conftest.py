@@ -45,7 +45,7 @@ class ServerProcess:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=300)
         self.reader.join(timeout=10)
         if self.process.stdout is not None:
             self.process.stdout.close()

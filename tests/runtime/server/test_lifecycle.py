@@ -17,15 +17,17 @@ MARKED_PROMPT = "zebra-prompt-4711"
 
 def test_sigterm_drains_and_no_prompt_is_in_the_log(release: Path, tmp_path: Path) -> None:
     log = tmp_path / "stderr.log"
-    running = start_server(release, log, "--model", "endless", "--model", "hcx", "--log-level", "debug")
+    running = start_server(
+        release, log, "--model", "endless", "--model", "hcx", "--log-level", "debug", "--grace", "300"
+    )
     running.wait_ready()
     assert running.ready["models"] == ["hcx", "endless"]
     texts: list[str] = []
 
     def stream() -> None:
-        body = {"model": "endless", "prompt": MARKED_PROMPT, "stream": True, "max_tokens": 1500}
+        body = {"model": "endless", "prompt": MARKED_PROMPT, "stream": True, "max_tokens": 800}
         with (
-            httpx.Client(base_url=running.url, trust_env=False, timeout=60) as own,
+            httpx.Client(base_url=running.url, trust_env=False, timeout=300) as own,
             own.stream("POST", "/v1/completions", json=body) as response,
         ):
             for text in response.iter_text():

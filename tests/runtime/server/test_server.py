@@ -264,7 +264,7 @@ def test_a_full_queue_is_429_with_retry_after(server: ServerProcess, client: htt
         responses = list(pool.map(ask, range(32)))
     busy = [response for response in responses if response.status_code == 429]
     assert {response.status_code for response in responses} == {200, 429}
-    assert len(responses) - len(busy) >= 12  # eight that run and four that wait
+    assert len(responses) - len(busy) >= 5  # those that run, and four that wait
     assert busy[0].headers["retry-after"] == "1"
     error = error_of(busy[0])
     assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")

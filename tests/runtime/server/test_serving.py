@@ -20,8 +20,10 @@ from manifests.errors import AdapterError, UsageError
 from manifests.manifest import Probe, parse_manifest
 from runtime.adapters import load_adapter
 from runtime.adapters.base import Adapter, Embedder, ModelConfig
+from runtime.adapters.sentence_transformer import SentenceTransformerAdapter
 from runtime.server.asking import ask
-from runtime.server.loading import check_probes
+from runtime.server.loading import check_probes, serve_model
+from runtime.server.metrics import Metrics
 from runtime.server.models import plan_offer
 from tests.factories_models import make_bert, make_llama
 from tests.runtime.server.conftest import ServerProcess, events_of, run_server, start_server, write_release
@@ -253,6 +255,32 @@ def test_probes_must_give_their_recorded_answers(bert: Adapter) -> None:
     other = Probe(model="bert", kind="embedding", inputs=("the cat", "the dog"), expect=recorded.expect)
     with pytest.raises(AdapterError, match=r"^model 'bert': the probes: 1 problem:\n  a vector that differs by "):
         check_probes(bert, [other])
+
+
+def test_probes_ask_the_model_and_not_its_cache(
+    prefix: Path, tmp_path: Path, bert: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of another model, kept under the fingerprint of this one, must not make it look right."""
+    monkeypatch.setenv("ENABLE_MODEL_CACHE", "true")
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    folder = prefix / "releases" / "1.0.0-abc" / "models" / "bert"
+    config = ModelConfig(name="bert", adapter="sentence-transformer", directory=folder)
+    adapter = load_adapter(config)
+    assert isinstance(adapter, SentenceTransformerAdapter)
+    adapter.embed(["the cat"])
+    kept = adapter.cache_statistics()
+    with adapter.without_cache():
+        assert adapter.cache_statistics() is None
+        np.testing.assert_allclose(adapter.embed(["the cat"]).vectors, ask_vector(bert), atol=1e-6)
+    assert adapter.cache_statistics() == kept
+    served = serve_model(config, [Probe(model="bert", kind="any", inputs=("the cat",))], depth=1, metrics=Metrics())
+    served.worker.stop()
+    assert served.probed == "1 probes asked, 0 recorded answers came again"
+
+
+def ask_vector(bert: Adapter) -> Any:  # noqa: ANN401 - an array
+    assert isinstance(bert, Embedder)
+    return bert.embed(["the cat"]).vectors
 
 
 def test_a_server_whose_model_answers_otherwise_never_gets_ready(prefix: Path, tmp_path: Path, bert: Adapter) -> None:
