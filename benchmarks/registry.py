@@ -8,6 +8,7 @@ from benchmarks.fetching import FETCHING
 from benchmarks.mirroring import MIRRORING
 from benchmarks.packing import PACKING
 from benchmarks.rebuilding import REBUILDING
+from benchmarks.registry_transfer import TRANSFER
 from benchmarks.sections import CORE, Section
 from benchmarks.serving import SERVING
 
@@ -19,5 +20,6 @@ SECTIONS: Final[Mapping[str, Section]] = {
     **EMBEDDINGS,
     **SERVING,
     **MIRRORING,
+    **TRANSFER,
 }
 """Name -> section."""

@@ -14,12 +14,12 @@ from packaging.utils import parse_wheel_filename
 
 from bundler.answers import keep_answers
 from bundler.apps import FILE_SCHEMES, lock_app
-from bundler.closure import SERVING_REQUIREMENTS, lock_closure
+from bundler.closure import SERVING_REQUIREMENTS, Closure, lock_closure
 from bundler.completeness import check_lock_complete
 from bundler.fetch import fetch_pins
 from bundler.importplan import plan_rehearsal
 from bundler.interpreter import lock_python
-from bundler.lock import Lock, LockedFile
+from bundler.lock import Lock, LockedFile, LockedModel
 from bundler.models import lock_model
 from bundler.pipconfig import PipConfig
 from bundler.policy import check_lock_policy
@@ -63,11 +63,7 @@ def lock_spec(
         closure = lock_closure(spec, store, resolver, previous=previous, report=report)
         installer = waited.result()
     python = lock_python(spec, store, previous.python if previous else None, report)
-    models = []
-    for model in spec.models:
-        report(f"model {model.name}")
-        earlier = next((old for old in previous.models if old.entry.name == model.name), None) if previous else None
-        models.append(lock_model(model, spec, store, config, previous=earlier, report=report))
+    models = tuple(_lock_models(spec, store, config, previous, report))
     created = _now()
     lock = Lock(
         spec_digest=spec.digest,
@@ -81,7 +77,7 @@ def lock_spec(
         wheels=closure.wheels,
         installer=installer,
         python=python,
-        models=tuple(models),
+        models=models,
         apps=tuple(lock_app(app, spec, store) for app in spec.apps if app.scheme in FILE_SCHEMES),
         minimum=spec.minimum,
         recommended=spec.recommended,
@@ -93,11 +89,23 @@ def lock_spec(
         environment=spec.environment,
     )
     lock = replace(lock, rehearsal=plan_rehearsal(spec, _listed(spec, lock), lock.wheels, store))
-    lock = keep_answers(lock, previous, report)
+    _check(lock, closure, store, report)
+    return _undated(keep_answers(lock, previous, report), previous)
+
+
+def _lock_models(
+    spec: Spec, store: Store, config: PipConfig, previous: Lock | None, report: Callable[[str], None]
+) -> Iterator[LockedModel]:
+    for model in spec.models:
+        report(f"model {model.name}")
+        earlier = next((old for old in previous.models if old.entry.name == model.name), None) if previous else None
+        yield lock_model(model, spec, store, config, previous=earlier, report=report)
+
+
+def _check(lock: Lock, closure: Closure, store: Store, report: Callable[[str], None]) -> None:
     check_lock_policy(lock, store)
     for name in check_lock_complete(lock, closure.roots, store):
         report(f"{name}: nothing needs it")
-    return _undated(lock, previous)
 
 
 def closure_roots(spec: Spec, lock: Lock | None = None) -> tuple[str, ...]:

@@ -205,6 +205,9 @@ def _read(medium: Medium, manifest: Manifest, progress: Progress) -> _Seen:
 
 def _read_sbom(medium: Medium, carried: Sequence[FileEntry], seen: _Seen) -> None:
     entry = next((entry for entry in carried if entry.path == SBOM_PATH), None)
+    if entry is None and SBOM_PATH in seen.unread:
+        seen.sbom_problem = "not on this medium: see the report of the base"
+        return
     if entry is not None and entry.size <= SBOM_LIMIT:
         with open_payload(medium, entry) as stream:
             data = stream.read()
@@ -327,8 +330,12 @@ def _audit(manifest: Manifest, options: ReportOptions, seen: _Seen) -> dict[str,
         found = options.auditor.audit(packages)
     except SourceError as error:
         return {"checked": False, "when": when, "why": error.message}
-    seen.findings += found
-    return {"checked": True, "found": len(found), "when": when}
+    seen.findings += found.findings
+    if len(found.unanswered) >= len(packages):
+        why = found.unanswered[0] if found.unanswered else "there is no package"
+        return {"checked": False, "when": when, "why": f"no package could be checked; {why}"}
+    unanswered: list[Json] = list(found.unanswered)
+    return {"checked": True, "found": len(found.findings), "unanswered": unanswered, "when": when}
 
 
 def _changes(manifest: Manifest, medium: Medium, options: ReportOptions) -> Json:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Final, Self
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from manifests.artifact import MAX_ARTIFACT_SIZE, OCI_INDEX, OCI_MANIFEST
 from manifests.digests import CHUNK_SIZE
@@ -22,7 +22,7 @@ from manifests.fields import shown
 from manifests.pieces import Stopped
 from manifests.reference import Remote
 from manifests.registry_auth import Authorizer
-from manifests.registry_http import Body, Reply, Wire, network_reason, origin_of
+from manifests.registry_http import Body, Reply, Wire, network_reason, origin_of, require_address
 
 _PASSING: Final = {408, 425, 429, 500, 502, 503, 504}
 """Answers that may be another one a moment later."""
@@ -137,7 +137,7 @@ class Registry:
 
     def absolute(self, location: str) -> str:
         """Return where a ``Location`` of this registry leads; one behind a TLS proxy may not know that it is https."""
-        url = urljoin(f"{self.remote.base}/", location)
+        url = require_address(location, self.remote.reference.host, base=f"{self.remote.base}/")
         base = urlsplit(self.remote.base)
         if base.scheme == "https" and urlsplit(url).scheme == "http" and urlsplit(url).hostname == base.hostname:
             return urlunsplit(urlsplit(url)._replace(scheme="https", netloc=base.netloc))
@@ -184,8 +184,7 @@ class Registry:
                 return None
             if reply.status != 200:
                 raise SourceError(f"{self.remote}: blob {digest}: {refusal(reply)}")
-            length = reply.header("Content-Length")
-            return int(length) if length.isdecimal() else -1
+            return _length(reply, -1)
 
     def fetch_small(self, digest: str, size: int, what: str) -> bytes:
         """Return a whole small blob, its digest checked; ``what`` is how messages call it.
@@ -305,8 +304,7 @@ class BlobReader:
             return min(int(match[2]) + 1, end)
         if reply.status != 200:
             raise SourceError(f"{self._registry.remote}: {self._what}: {refusal(reply)}")
-        length = reply.header("Content-Length")
-        self._total = min(int(length), self._size) if length.isdecimal() else self._size
+        self._total = min(_length(reply, self._size), self._size)
         return min(self._total, end) if self._skip(reply, start) else start
 
     def _skip(self, reply: Reply, count: int) -> bool:
@@ -318,6 +316,11 @@ class BlobReader:
         while count and (got := reply.readinto(scratch[:count])):
             count -= got
         return not count
+
+
+def _length(reply: Reply, otherwise: int) -> int:
+    text = reply.header("Content-Length")
+    return int(text) if text.isdecimal() and len(text) < 20 else otherwise
 
 
 def refusal(reply: Reply) -> str:
@@ -334,6 +337,6 @@ def _retry_after(value: str) -> float | None:
     """Return the seconds that a ``Retry-After`` header (RFC 9110, 10.2.3) asks for; None if it says nothing usable."""
     if value.isascii() and value.isdigit():
         return float(value[:9])
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
     return None

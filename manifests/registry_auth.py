@@ -20,12 +20,13 @@ from urllib.parse import urlencode, urlsplit
 from manifests.errors import SourceError, UsageError
 from manifests.fields import shown
 from manifests.reference import Reference, Remote
-from manifests.registry_http import Reply, Wire, host_of
+from manifests.registry_http import Reply, Wire, host_of, require_address
 
 _MOST: Final = 1024 * 1024
 _HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HELPER_SECONDS: Final = 60
 _CHALLENGE: Final = re.compile(r'([a-zA-Z]+)="((?:[^"\\]|\\.)*)"|([a-zA-Z]+)=([^\s,"]+)')
+_LONGEST: Final = 24 * 3600
 _EARLIER: Final = 20.0
 """Seconds before its end in which a token isn't used any more: a request takes a while to arrive."""
 
@@ -233,6 +234,7 @@ class Authorizer:
 
     def _fetch_token(self, challenge: Challenge, login: Login | None) -> tuple[str, float]:
         """Ask the token server (CNCF distribution, "Token authentication" and its OAuth2 form)."""
+        require_address(challenge.realm, self._reference.host)
         if urlsplit(challenge.realm).scheme not in ({"https", "http"} if self._remote.plain_http else {"https"}):
             msg = f"{self._reference.host}: names a token server without TLS, or none: {shown(challenge.realm)}"
             raise SourceError(msg)
@@ -265,7 +267,8 @@ class Authorizer:
         if not isinstance(answer, dict) or not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
             raise SourceError(f"{self._reference.host}: its token server {server} gives no token ({reply.status})")
         seconds = answer.get("expires_in")
-        return token, float(seconds) if isinstance(seconds, int) else 60.0  # the default of that specification
+        # 60 is the default of that specification.
+        return token, float(min(seconds, _LONGEST)) if isinstance(seconds, int) else 60.0
 
     def _refused(self, why: str) -> SourceError:
         host = self._reference.host

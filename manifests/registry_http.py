@@ -3,6 +3,7 @@
 A login goes to the host that asked for it and never along with a redirect; nothing is followed from https to http.
 """
 
+import base64
 import contextlib
 import http.client
 import socket
@@ -11,11 +12,12 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from manifests import __version__
 from manifests.errors import SourceError, UsageError
+from manifests.fields import shown
 
 Body: TypeAlias = bytes | Callable[[], Iterable[memoryview]]
 """What is sent: bytes, or something that gives them anew each time; its length stands in the headers."""
@@ -108,7 +110,7 @@ class Wire:
             OSError: The connection fails or is too slow.
             http.client.HTTPException: What comes isn't HTTP.
         """
-        origin = origin_of(url)
+        origin = origin_of(require_address(url, host_of(url)))
         for _ in range(_MOST_REDIRECTS):
             sent = dict(headers) if origin_of(url) == origin else _without_login(headers)
             reply = self._one(method, url, sent, body)
@@ -116,7 +118,7 @@ class Wire:
             if reply.status not in _REDIRECTS or not location or method not in {"GET", "HEAD"}:
                 return reply
             reply.close()
-            target = urljoin(url, location)
+            target = require_address(location, host_of(url), base=url)
             if urlsplit(target).scheme not in {"https", urlsplit(url).scheme}:
                 kind = urlsplit(target).scheme or "nowhere"
                 raise SourceError(f"{host_of(url)} redirects from {urlsplit(url).scheme} to {kind[:20]!r}")
@@ -148,6 +150,7 @@ class Wire:
         target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         if parts.scheme == "http" and self._proxy(url):
             target = url
+            headers = {**headers, **_proxy_login(self._proxy(url))}
         sent = {"User-Agent": f"sealift/{__version__}", "Accept-Encoding": "identity", **headers}
         data = (body or None) if isinstance(body, bytes) else body()
         try:
@@ -173,13 +176,13 @@ class Wire:
         host, secure = parts.hostname or "", parts.scheme == "https"
         port = parts.port or (443 if secure else 80)
         proxy = self._proxy(url)
-        via = urlsplit(proxy if "//" in proxy else f"//{proxy}") if proxy else None
+        via = _split_proxy(proxy) if proxy else None
         first = (via.hostname or "", via.port or 80) if via else (host, port)
         if not secure:
             return http.client.HTTPConnection(*first, timeout=self._timeout)
         connection = http.client.HTTPSConnection(*first, timeout=self._timeout, context=self._context)
         if via:
-            connection.set_tunnel(host, port)
+            connection.set_tunnel(host, port, headers=_proxy_login(proxy))
         return connection
 
     def _proxy(self, url: str) -> str:
@@ -190,6 +193,23 @@ class Wire:
 def host_of(url: str) -> str:
     """Return host and port of a url, for messages."""
     return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def require_address(location: str, host: str, *, base: str = "") -> str:
+    """Return where a ``Location`` or the like leads, from ``base``; ``host`` is who said it.
+
+    Raises:
+        SourceError: It isn't an address by http or https.
+    """
+    try:
+        url = urljoin(base, location)
+        parts = urlsplit(url)
+        good = bool(parts.scheme and parts.hostname) and parts.port != 0
+    except ValueError:  # such as a port that is no number
+        good = False
+    if not good or not url.isascii() or not url.isprintable() or " " in url:
+        raise SourceError(f"{host}: leads to what is no address: {shown(location)}")
+    return url
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
@@ -209,6 +229,15 @@ def network_reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return (error.strerror or str(error) or type(error).__name__).lower()
     return f"the answer isn't HTTP ({type(error).__name__})"
+
+
+def _split_proxy(proxy: str) -> SplitResult:
+    return urlsplit(proxy if "//" in proxy else f"//{proxy}")
+
+
+def _proxy_login(proxy: str) -> dict[str, str]:
+    login, at, _ = _split_proxy(proxy).netloc.rpartition("@")
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(unquote(login).encode()).decode()}"} if at else {}
 
 
 def _without_login(headers: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from manifests.manifest import Manifest
 from manifests.rehearsal import RehearsalPlan, plan_of
 from runtime.hostfacts import Host
 from runtime.layout import Prefix, Release
-from runtime.probe import Asked, ask_models
+from runtime.probe import Asked, AskedModel, ask_models
 from runtime.smoke import ImportAttempt, ImportFailure, import_modules
 
 
@@ -65,7 +65,6 @@ def rehearse(prefix: Prefix, release: Release, report: Callable[[str], None]) ->
 
     Raises:
         InstallError: The process that imports ends of itself.
-        AdapterError: The models could not be asked at all.
     """
     manifest, host = release.manifest(), Host()
     plan = plan_of(manifest.launch)
@@ -92,7 +91,10 @@ def _ask(prefix: Prefix, release: Release, manifest: Manifest, report: Callable[
     if not manifest.models:
         return Asked(models=(), unroutable=0)
     report(f"ask {len(manifest.models)} models")
-    return ask_models(prefix, release, manifest)
+    try:
+        return ask_models(prefix, release, manifest)
+    except AdapterError as error:  # what the imports showed is worth telling all the same
+        return Asked(models=(AskedModel(name=manifest.models[0].name, problems=(error.message,)),))
 
 
 def _model_attempts(asked: Asked) -> Iterator[ImportAttempt]:

@@ -215,7 +215,7 @@ def _is_local(host: str) -> bool:
 
 def _callers() -> tuple[str, ...]:
     frames = ((frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in traceback.walk_stack(None))
-    found = [frame for frame in frames if frame[0] != __file__]
+    found = [frame for frame in frames if frame[0] != __file__ and not frame[0].startswith("<frozen importlib")]
     # Those of the standard library alone don't say who it was.
     others = [frame for frame in found[_FRAMES:] if _is_foreign(frame[0])] if not _names_somebody(found) else []
     return tuple(f"{path}:{line} in {name}" for path, line, name in (*found[:_FRAMES], *others[:2]))

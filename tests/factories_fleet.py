@@ -24,6 +24,7 @@ from tests.roots import bare_root
 
 ANSIBLE: Final = ("ansible-core>=2.18,<2.20",)
 PORT: Final = 2222
+GATEWAY: Final = "10.231.7.1"
 SSHD: Final = """\
 Port {port}
 ListenAddress {address}
@@ -143,6 +144,19 @@ class Fleet:
         }
         return Played(code=done.returncode, output=done.stdout + done.stderr, counts=counts)
 
+    @contextlib.contextmanager
+    def serve(self, folder: Path) -> Iterator[str]:
+        """Serve a folder to the hosts from the control machine; yield its address."""
+        command = [program("nsenter"), f"--net=/run/netns/{self.space}", str(self.python), "-I", "-m", "http.server"]
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(
+            [*command, "--bind", GATEWAY, "--directory", str(folder), "8000"], stdout=quiet, stderr=quiet
+        ) as server:
+            try:
+                yield f"http://{GATEWAY}:8000"
+            finally:
+                server.kill()
+
 
 @contextlib.contextmanager
 def make_fleet(names: Sequence[str]) -> Iterator[Fleet]:
@@ -168,7 +182,7 @@ def _control(space: str, stack: contextlib.ExitStack) -> None:
     stack.callback(_end_space, space)
     _inside(space, "ip", "link", "set", "lo", "up")
     _inside(space, "ip", "link", "add", "br0", "type", "bridge")
-    _inside(space, "ip", "address", "add", "10.231.7.1/24", "dev", "br0")
+    _inside(space, "ip", "address", "add", f"{GATEWAY}/24", "dev", "br0")
     _inside(space, "ip", "link", "set", "br0", "up")
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from typing import Final, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Asked:
     range: str
     content_range: str
     authorization: str
+    proxy_authorization: str
     size: int
     given: int = 0
 
@@ -104,6 +105,9 @@ class FaultProxy:
         return Handler
 
 
+_HEADERS: Final = ("Range", "Content-Range", "Authorization", "Proxy-Authorization")
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -117,13 +121,14 @@ class _ProxyHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
-        words = {name: self.headers.get(name) or "" for name in ("Range", "Content-Range", "Authorization")}
+        words = {name: self.headers.get(name) or "" for name in _HEADERS}
         asked = Asked(
             method=self.command,
             path=self.path,
             range=words["Range"],
             content_range=words["Content-Range"],
             authorization=words["Authorization"],
+            proxy_authorization=words["Proxy-Authorization"],
             size=size,
         )
         given, number = 0, self.proxy.count(asked)

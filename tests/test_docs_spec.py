@@ -23,6 +23,8 @@ TABLES: Final[dict[str, dict[str, object]]] = {
     "`[[model]]`": {"model": [{**MODEL, **BAD}]},
     "`[[app]]`": {"app": [{"source": "dir:x", **BAD}]},
     "`[[probe]]`": {"model": [MODEL], "probe": [{"model": "m", "inputs": ["x"], **BAD}]},
+    "`[rehearsal]`": {"rehearsal": BAD},
+    "`[[rehearsal.allow-network]]`": {"rehearsal": {"allow-network": [BAD]}},
     "`[requires]`": {"requires": BAD},
     "`[requires.recommended]`": {"requires": {"recommended": BAD}},
     "`[policy]`": {"policy": BAD},

@@ -43,7 +43,9 @@ def load_generator(directory: Path, settings: CausalLmSettings, *, model: str) -
     dtype, dtype_note = _int8_dtype() if settings.int8 else choose_dtype(settings, device, generator=True)
     attention, attention_notes = _choose_attention(settings, device)
     options = {
-        **{"dtype": dtype, "attn_implementation": attention, "use_safetensors": True},
+        "dtype": dtype,
+        "attn_implementation": attention,
+        "use_safetensors": True,
         **_quantization(settings, device, model),
     }
     network = load_pretrained(AutoModelForCausalLM.from_pretrained, directory, model=model, **options)

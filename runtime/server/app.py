@@ -99,6 +99,7 @@ class _Routes:
         self._keys = keys
         self._open = 0
         self._started = time.time()
+        self._loading: dict[str, asyncio.Task[None]] = {}
         service.metrics.watch("sealift_open_requests", lambda: self._open)
 
     async def page(self, _request: Request) -> Response:
@@ -193,8 +194,18 @@ class _Routes:
         """Have a model loaded that is offered and isn't loaded yet."""
         if not self._service.must_load(model):
             return
+        task = self._loading.get(model)
+        if task is None:  # one thread for all who wait, since the pool's few are needed for answers too
+            task = asyncio.create_task(asyncio.to_thread(self._service.load, model))
+            self._loading[model] = task
+            task.add_done_callback(partial(self._loaded, model))
         async with asyncio.timeout(self._limits.seconds):
-            await asyncio.to_thread(self._service.load, model)
+            await asyncio.shield(task)
+
+    def _loaded(self, model: str, task: asyncio.Task[None]) -> None:
+        del self._loading[model]
+        if not task.cancelled():
+            task.exception()  # told to whoever waits; nobody may, any more
 
     async def _generate(self, request: Request, asked: GenerationRequest, answer: Answer) -> Response:
         most = self._limits.answer_tokens

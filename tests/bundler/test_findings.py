@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from bundler.audit import parse_answer
+from bundler.audit import Audit, parse_answer
 from bundler.findings import (
     Finding,
     judge,
@@ -155,11 +155,11 @@ def test_what_pip_audit_answers() -> None:
         '{"dependencies": [{"name": "good", "version": "1", "vulns": []}, {"name": "odd", "skip_reason": "local"},'
         ' {"name": "bad", "version": "2", "vulns": [{"id": "PYSEC-1", "description": "It\\n burns."}]}]}'
     )
-    (finding,) = parse_answer(text)
-    assert finding == Finding(kind="vulnerabilities", what="PYSEC-1 bad==2", detail="It burns.")
+    burns = Finding(kind="vulnerabilities", what="PYSEC-1 bad==2", detail="It burns.")
+    assert parse_answer(text) == Audit(findings=(burns,), unanswered=("odd: local",))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"dependencies": [{"name": "x", "version": "1", "vulns": [{}]}]}'])
 def test_what_is_no_answer(text: str) -> None:
     with pytest.raises(SourceError, match=r"^pip-audit gave no answer: can't resolve host$"):
-        list(parse_answer(text, "Traceback\n  ...\ncan't resolve host\n"))
+        parse_answer(text, "Traceback\n  ...\ncan't resolve host\n")

@@ -39,9 +39,7 @@ subprocess.run([sys.executable, "-I", "-S", "-c", "import socket; socket.create_
                capture_output=True)
 """
 LACKING = b"import somewhere.deep\n"
-ALLOWED = (
-    '[rehearsal]\nallow-network = [{ host = "telemetry.example", module = "phone", why = "counts nothing" }]\n'
-)
+ALLOWED = '[rehearsal]\nallow-network = [{ host = "telemetry.example", module = "phone", why = "counts nothing" }]\n'
 REFUSED = "import phone (wheels/phone-1.0-py3-none-any.whl): socket.getaddrinfo telemetry.example:80, by socket.py:"
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from bundler.audit import Auditor
+from bundler.audit import Audit
 from bundler.cli import main
 from bundler.diff import load_described
 from bundler.findings import Finding
@@ -22,11 +22,13 @@ from bundler.reportpage import render_page, write_report
 from bundler.store import Store
 from manifests.canonical import Json
 from manifests.errors import IntegrityError, PolicyError, SourceError, TrustError
-from manifests.manifest import parse_manifest
+from manifests.manifest import AppEntry, parse_manifest
 from manifests.medium import open_medium
 from manifests.pieces import Silent
-from tests.factories import Key, make_bundle, unpack_bundle
-from tests.factories_review import ALLOW_ALL, MIT, PICKLE, Sources, clean_lock, defective_lock, make_bundle_of
+from manifests.sources import Supply
+from tests.factories import Key, make_bundle, make_manifest, unpack_bundle
+from tests.factories_media import cut, make_delta_bundle
+from tests.factories_review import ALLOW_ALL, MIT, PICKLE, SECRET, Sources, clean_lock, defective_lock, make_bundle_of
 
 NOW: Final = datetime(2026, 2, 1, tzinfo=UTC)
 LICENSES: Final[Mapping[str, Json]] = {"licenses": ["MIT", "BSD-3-Clause", "Apache-2.0"]}
@@ -206,6 +208,28 @@ def test_an_sbom_that_gives_another_digest_is_caught(sources: Sources, tmp_path:
     assert found == {("undeclared", wheel.path): "refused"}
 
 
+def test_of_a_delta_only_what_is_there_is_looked_into(tmp_path: Path, key: Key) -> None:
+    base = make_manifest({"docs/sbom.cdx.json": b"{}", "app/web/old.txt": SECRET})
+    files = {"docs/sbom.cdx.json": b"{}", "app/web/old.txt": SECRET, "app/web/new.txt": b"new\n" + SECRET}
+    app = AppEntry(name="web", path="app/web", origin="")
+    delta = make_delta_bundle(tmp_path / "delta.bundle.tar", files, base, key=key, app=(app,))
+    report = report_of(delta)
+    assert part(report, "content") == {
+        "problems": [],
+        "unread": ["app/web/old.txt", "docs/sbom.cdx.json"],
+        "verified": True,
+    }
+    assert decisions(report) == {("secrets", "app/web/new.txt"): "refused"}
+    assert part(report, "sbom")["problem"] == "not on this medium: see the report of the base"
+    assert '2 <span lang="en">files are not on this medium' in render_page(report.document)
+
+
+def test_volumes_are_read_from_several_folders(clean: Path, tmp_path: Path, key: Key) -> None:
+    first, second, *_ = cut(clean, 1_000_000, tmp_path / "one", tmp_path / "two")
+    report = report_of(first, trust=key.trust, supply=Supply(folders=(second.parent,)))
+    assert report.document == report_of(clean, trust=key.trust).document
+
+
 def test_what_changed_since_an_earlier_delivery(sources: Sources, clean: Path, key: Key) -> None:
     report = report_of(defective(sources, key, ALLOW_ALL), base=load_described(clean))
     assert "+ package gpl 1.0" in part(report, "changes")["lines"]
@@ -215,31 +239,44 @@ def test_what_changed_since_an_earlier_delivery(sources: Sources, clean: Path, k
 
 
 class Knowing:
-    """An auditor that knows one vulnerability."""
+    """An auditor that knows one vulnerability, and nothing of the packages that it is told to skip."""
 
-    def __init__(self) -> None:
+    def __init__(self, *skipped: str) -> None:
         self.asked: Mapping[str, str] = {}
+        self.skipped = skipped
 
-    def audit(self, packages: Mapping[str, str]) -> tuple[Finding, ...]:
+    def audit(self, packages: Mapping[str, str]) -> Audit:
         self.asked = packages
-        return (Finding(kind="vulnerabilities", what="PYSEC-1 alpha==1.0", detail="It burns."),)
+        known = Finding(kind="vulnerabilities", what="PYSEC-1 alpha==1.0", detail="It burns.")
+        unanswered = tuple(f"{name}: not found" for name in self.skipped)
+        return Audit(findings=() if "alpha" in self.skipped else (known,), unanswered=unanswered)
 
 
 class Unreachable:
     """An auditor whose service can't be reached."""
 
-    def audit(self, packages: Mapping[str, str]) -> tuple[Finding, ...]:
+    def audit(self, packages: Mapping[str, str]) -> Audit:
         raise SourceError(f"no way to ask for {len(packages)} packages")
 
 
 def test_vulnerabilities_are_asked_for_only_on_demand(sources: Sources, tmp_path: Path, key: Key) -> None:
     policy: dict[str, Json] = {"vulnerabilities": "refuse"}
     tar, _ = make_bundle_of(clean_lock(sources, policy), sources.store, tmp_path / "a.bundle.tar", key)
-    knowing: Auditor = Knowing()
+    knowing = Knowing("uv")
     report = report_of(tar, auditor=knowing)
-    assert part(report, "vulnerabilities") == {"checked": True, "found": 1, "when": "2026-02-01T00:00:00Z"}
+    assert part(report, "vulnerabilities") == {
+        "checked": True,
+        "found": 1,
+        "unanswered": ["uv: not found"],
+        "when": "2026-02-01T00:00:00Z",
+    }
+    assert "\n<pre>uv: not found\n" in render_page(report.document)
     assert decisions(report) == {("vulnerabilities", "PYSEC-1 alpha==1.0"): "refused"}
-    assert getattr(knowing, "asked") == {"uv": "1.0", "alpha": "1.0"}  # noqa: B009 # the Protocol doesn't have it
+    assert knowing.asked == {"uv": "1.0", "alpha": "1.0"}
+    # What pip-audit skips it has not checked, though it exits with 0 and says that it found nothing.
+    silent = report_of(tar, auditor=Knowing("uv", "alpha"))
+    assert part(silent, "vulnerabilities")["checked"] is False
+    assert part(silent, "vulnerabilities")["why"] == "no package could be checked; uv: not found"
     unreachable = report_of(tar, auditor=Unreachable())
     assert part(unreachable, "vulnerabilities")["why"] == "no way to ask for 2 packages"
     assert unreachable.worst is None

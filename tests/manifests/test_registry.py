@@ -223,7 +223,8 @@ def test_busy_and_then_not(server: RegistryServer, key: Key) -> None:
     def decide(asked: Asked, number: int) -> Fault | None:
         if asked.method != "GET" or number:
             return None
-        return Fault(status=429, headers={"Retry-After": "0"}) if "/manifests/" in asked.path else Fault(status=503)
+        wait = {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"} if "1.0.0" in asked.path else {"Retry-After": "0"}
+        return Fault(status=429 if "/manifests/" in asked.path else 503, headers=wait)
 
     with FaultProxy(server.host, decide) as proxy:
         verify(remote_to(proxy.host, report=said.append), key)
@@ -296,6 +297,21 @@ def test_wrong_bytes_of_the_manifest_never_reach_a_parser(server: RegistryServer
     with FaultProxy(server.host, decide) as proxy, pytest.raises(IntegrityError) as caught:
         OciMedium(remote_to(proxy.host), NOBODY)
     assert f": manifest.json: expected sha256:{digest}, got sha256:" in caught.value.message
+
+
+def test_by_a_proxy(server: RegistryServer, key: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with FaultProxy(server.host) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:word@{proxy.host}")
+        verify(remote_to(server.host), key)
+        asked = proxy.of("GET", "/manifests/")
+        assert [one.path for one in asked] == [f"http://{server.host}/v2/{REPOSITORY}/manifests/1.0.0"]
+        assert [one.proxy_authorization for one in asked] == ["Basic bWU6d29yZA=="]
+        proxy.asked.clear()
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        verify(remote_to(server.host), key)
+        assert proxy.asked == []
 
 
 # What is wrong in the registry.
@@ -584,6 +600,43 @@ def test_a_login_is_not_sent_along_with_a_redirect(tmp_path: Path, tar: Path, ke
             assert proxy.of("GET", sha256_hex(wheel))[-1].authorization.startswith("Basic ")
         store.shutdown()
     assert seen == [None]
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://127.0.0.1:port/", "http://[::1/", "http:///", "http://h/\xe9", "http://127.0.0.1:99999/", "http://h:0/"],
+)
+def test_a_location_that_is_none(server: RegistryServer, location: str) -> None:
+    fault = Fault(status=302, headers={"Location": location})
+    with FaultProxy(server.host, lambda _asked, _number: fault) as proxy, pytest.raises(SourceError) as caught:
+        OciMedium(remote_to(proxy.host), NOBODY)
+    assert caught.value.message == f"{proxy.host}: leads to what is no address: {location}"
+
+
+@pytest.mark.parametrize(
+    ("challenge", "message"),
+    [
+        ("Negotiate", "asks for a login in a way that isn't known here"),
+        ("Bearer", "leads to what is no address: "),
+        ('Bearer realm="file:///etc/passwd"', "leads to what is no address: file:///etc/passwd"),
+        ('Bearer realm="gopher://h/x"', "names a token server without TLS, or none: gopher://h/x"),
+    ],
+)
+def test_a_challenge_that_is_none(server: RegistryServer, challenge: str, message: str) -> None:
+    fault = Fault(status=401, headers={"WWW-Authenticate": challenge})
+    with FaultProxy(server.host, lambda _asked, _number: fault) as proxy, pytest.raises(SourceError) as caught:
+        OciMedium(remote_to(proxy.host), NOBODY)
+    assert caught.value.message == f"{proxy.host}: {message}"
+
+
+def test_a_registry_that_is_never_content_with_a_token(tmp_path: Path, server: RegistryServer) -> None:
+    with contextlib.closing(TokenServer(tmp_path)) as tokens:
+        fault = Fault(status=401, headers={"WWW-Authenticate": f'Bearer realm="{tokens.realm}",service="test"'})
+        with FaultProxy(server.host, lambda _asked, _number: fault) as proxy:
+            environment = {**NOBODY, "REGISTRY_AUTH_FILE": str(login_file(tmp_path / "auth.json", proxy.host))}
+            with pytest.raises(SourceError, match=r": it answers \(401\)$"):
+                OciMedium(remote_to(proxy.host), environment)
+        assert len(tokens.asked) == 3
 
 
 # TLS.

@@ -79,7 +79,7 @@ def break_hosts(fleet: Fleet, bundle: ClosedBundle, wrong: Path) -> None:
     fleet.hosts["full"].mount("/opt", "-t", "tmpfs", "-o", "size=8m", "tmpfs")
     fleet.hosts["python"].mount(str(wrong), "--bind", str(wrong))  # its RPATH is absolute
     for name in ("python3", "python3.11"):
-        fleet.hosts["python"].path(f"/usr/bin/{name}").rename(fleet.hosts["python"].path(f"/root/{name}"))
+        fleet.hosts["python"].path(f"/usr/bin/{name}").rename(fleet.hosts["python"].path(f"/media/{name}"))
     copy = fleet.hosts["tampered"].path("/media/demo.bundle.tar")
     shutil.copy(bundle.tar, copy)
     flip_bit(copy, bundle.tar.stat().st_size // 2)
@@ -88,7 +88,7 @@ def break_hosts(fleet: Fleet, bundle: ClosedBundle, wrong: Path) -> None:
 def mend_hosts(fleet: Fleet, bundle: ClosedBundle) -> None:
     fleet.hosts["full"].unmount("/opt")
     for name in ("python3", "python3.11"):
-        fleet.hosts["python"].path(f"/root/{name}").rename(fleet.hosts["python"].path(f"/usr/bin/{name}"))
+        fleet.hosts["python"].path(f"/media/{name}").rename(fleet.hosts["python"].path(f"/usr/bin/{name}"))
     shutil.copy(bundle.tar, fleet.hosts["tampered"].path("/media/demo.bundle.tar"))
 
 
@@ -121,7 +121,9 @@ def test_a_fleet(fleet: Fleet, bundles: Bundles) -> None:
 
     # Mended, they follow; the good one is left as it is, and the one that was killed goes on where it was.
     mend_hosts(fleet, first)
-    played = roll(fleet, first, SITE, "-e", "sealift_serial=100%")
+    with fleet.serve(first.tar.parent) as address:
+        pulling = SITE.replace("full ", f"full sealift_source=pull sealift_url={address}/{first.tar.name} ")
+        played = roll(fleet, first, pulling, "-e", "sealift_serial=100%")
     assert played.code == 0, played.output
     assert {live(host) for host in hosts.values()} == {live(hosts["good"])}
     assert changes(played)["good"] == 0
@@ -135,12 +137,15 @@ def test_a_fleet(fleet: Fleet, bundles: Bundles) -> None:
     assert f"would become live instead of {live(hosts['good'])}" in played.output
     assert {live(host) for host in hosts.values()} == {live(hosts["good"])}
 
-    # An upgrade that a host's own check refuses is taken back there, and goes no further.
-    strict = SITE.replace("good ", 'good sealift_verify_options=\'["--signatures", "2"]\' ')
+    # An upgrade that a host's own check refuses is taken back there, and goes no further; one host isn't even there.
+    strict = SITE.replace("killed ", "killed ansible_port=1 ")
+    strict = strict.replace("good ", 'good sealift_verify_options=\'["--signatures", "2"]\' ')
     was = live(hosts["good"])
-    played = roll(fleet, second, strict, "-e", "sealift_serial=1", "-e", "sealift_source=copy")
-    assert played.code == 2, played.output
-    assert "1 hosts have failed, 0 may; no further host is touched. good: verify what is live: " in played.output
+    played = roll(
+        fleet, second, strict, "-e", "sealift_source=copy", "-e", "sealift_serial=1", "-e", "sealift_max_failures=1"
+    )
+    assert played.code != 0, played.output
+    assert "2 failed (killed, good), 1 may; no further host is touched. good: verify what is live: " in played.output
     assert f"(rolled back to {was})" in played.output
     assert {name: live(host) for name, host in hosts.items()} == dict.fromkeys(NAMES, was)
     kept = [path.name for path in (hosts["good"].path(PREFIX) / "releases").iterdir()]

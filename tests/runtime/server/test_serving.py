@@ -119,6 +119,21 @@ def test_models_are_swapped_by_request(keyed: httpx.Client) -> None:
     assert "not loaded; it is when it is asked for" in page
 
 
+def test_many_may_wait_for_a_model_that_is_being_loaded(guarded: ServerProcess, keyed: httpx.Client) -> None:
+    keyed.post("/v1/embeddings", json={"model": "bert", "input": "the cat"})
+    assert keyed.get("/ready").json()["loaded"] == ["bert"]
+
+    async def ask_all() -> list[int]:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=guarded.url, trust_env=False, timeout=60, headers=headers) as session:
+            asked = [session.post("/v1/chat/completions", json=CHAT) for _ in range(12)]
+            answers = await asyncio.gather(*asked, session.get("/health"))
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(ask_all()) == [200] * 13
+    assert keyed.get("/ready").json()["loaded"] == ["llama"]
+
+
 def test_settings_and_keys_are_read_again_without_a_restart(
     guarded: ServerProcess, keyed: httpx.Client, prefix: Path, log: Path
 ) -> None:
@@ -260,7 +275,7 @@ def test_probes_must_give_their_recorded_answers(bert: Adapter) -> None:
 def test_probes_ask_the_model_and_not_its_cache(
     prefix: Path, tmp_path: Path, bert: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers of another model, kept under the fingerprint of this one, must not make it look right."""
+    """While probes are asked, the cache is neither read nor written."""
     monkeypatch.setenv("ENABLE_MODEL_CACHE", "true")
     monkeypatch.setenv("CACHE_DIR", str(tmp_path))
     folder = prefix / "releases" / "1.0.0-abc" / "models" / "bert"

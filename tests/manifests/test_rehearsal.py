@@ -1,0 +1,59 @@
+"""What of the network is excused: by host, by who asks, never without a reason."""
+
+import pytest
+
+from manifests.canonical import Json
+from manifests.errors import IntegrityError
+from manifests.rehearsal import AllowedAttempt, RehearsalPlan, parse_allowed, parse_plan, plan_of
+
+CALLERS = ("socket.py:962 in getaddrinfo", "phone/client.py:6 in call_home")
+
+
+@pytest.mark.parametrize(
+    ("host", "module", "address", "covered"),
+    [
+        ("telemetry.example", "", "telemetry.example:443", True),
+        ("telemetry.example:443", "", "telemetry.example:443", True),
+        ("telemetry.example:80", "", "telemetry.example:443", False),
+        ("*.example", "phone", "telemetry.example:443", True),
+        ("*", "socket", "telemetry.example", True),
+        ("*", "client", "telemetry.example", True),
+        ("*", "pho", "telemetry.example", False),
+        ("*", "call_home", "telemetry.example", False),
+        ("fe80::*", "", "fe80::1:2", True),
+        ("*.example", "", "telemetry.example.com:443", False),
+    ],
+)
+def test_what_an_excuse_covers(host: str, module: str, address: str, covered: bool) -> None:  # a table's column
+    assert AllowedAttempt(host=host, module=module, why="x").covers(address, CALLERS) is covered
+
+
+def test_a_plan_is_read_as_it_was_written() -> None:
+    plan = RehearsalPlan(
+        imports={"pyyaml": ("yaml",), "spec": ("yaml", "json")},
+        allowed=(AllowedAttempt(host="*", module="m", why="w"),),
+    )
+    assert parse_plan(plan.to_json(), "x") == plan
+    assert plan_of({"rehearsal": plan.to_json()}) == plan
+    assert plan.modules == ("yaml", "json")
+    assert (plan.distribution_of("yaml"), plan.distribution_of("os")) == ("pyyaml", "")
+    assert plan.reason_for("h", ("m.py:1 in f",)) == "w"
+    assert plan.reason_for("h", ("n.py:1 in f",)) == ""
+    assert plan_of({}).to_json() == {}
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"why": "x"}, "a: expected a host, a module, or both"),
+        ({"host": "h"}, "a.why: missing"),
+        ({"host": "h", "why": " "}, "a.why: say why it may be"),
+        ({"hosts": "h", "why": "x"}, "a.hosts: unknown key"),
+    ],
+)
+def test_an_excuse_that_says_too_little(item: Json, words: str) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        parse_allowed(item, "a")
+    assert caught.value.message == words.replace("a: expected", "a.host: expected")
+    with pytest.raises(IntegrityError, match=r"manifest\.json: launch\.rehearsal\.imports\.x: expected a list"):
+        plan_of({"rehearsal": {"imports": {"x": "y"}}})
