@@ -53,6 +53,46 @@ def open_regular_fd(path: str | Path, *, dir_fd: int | None = None) -> int:
     return descriptor
 
 
+def open_no_link(path: str | Path, *, writable: bool = False) -> int:
+    """Return a descriptor of what is at ``path``, a device or a FIFO too, without following a link and without waiting.
+
+    Raises:
+        OSError: As the system says it; ELOOP for a link.
+    """
+    kind = os.O_RDWR if writable else os.O_RDONLY
+    return os.open(path, kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def open_or_create(path: str | Path, *, mode: int, append: bool = False) -> int:
+    """Return a descriptor of a file that is made if need be, no link followed: to read and write, or to append.
+
+    Raises:
+        OSError: As the system says it; ELOOP for a link.
+    """
+    kind = os.O_WRONLY | os.O_APPEND if append else os.O_RDWR
+    return os.open(path, kind | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+@contextlib.contextmanager
+def open_below(folder: Path, path: str) -> Iterator[int]:
+    """Yield a descriptor of ``folder/path``, following no link in any component of ``path``.
+
+    Raises:
+        IntegrityError: Missing, a link, or not a regular file.
+    """
+    *parents, name = path.split("/")
+    with contextlib.ExitStack() as stack:
+        current = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, current)
+        for parent in parents:
+            try:
+                current = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+            except OSError:
+                raise IntegrityError(f"{folder / path}: missing, or below a link") from None
+            stack.callback(os.close, current)
+        yield stack.enter_context(open_regular(name, dir_fd=current))
+
+
 def read_into(descriptor: int, view: memoryview, offset: int) -> int:
     """Fill ``view`` from ``offset``; return how many bytes there were, fewer only at the end of the file."""
     done = 0
@@ -109,7 +149,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = 
         descriptor = create_exclusive(temporary)
         try:
             write_all(descriptor, data, 0)
-            os.fchmod(descriptor, mode)
+            set_mode(descriptor, mode)
             if durable:
                 os.fsync(descriptor)
         finally:
@@ -142,6 +182,43 @@ def replace_link(link: Path, destination: str) -> None:
     sync_folder(link.parent)
 
 
+def make_link(link: Path, destination: str) -> None:
+    """Make a symbolic link that isn't there yet."""
+    link.symlink_to(destination)
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """Set the permission bits of an open file."""
+    os.fchmod(descriptor, mode)
+
+
+def lock_folder(path: Path, *, exclusive: bool) -> int | None:
+    """Return a descriptor that holds an advisory lock on a folder, None where somebody else's is in the way.
+
+    Raises:
+        OSError: It isn't a folder, or can't be locked.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if lock_descriptor(descriptor, exclusive=exclusive):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def lock_descriptor(descriptor: int, *, exclusive: bool, blocking: bool = False) -> bool:
+    """Lock an open file, until it is closed; return whether that was possible, at once or after waiting.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    try:
+        fcntl.flock(descriptor, kind if blocking else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def free_space(path: Path) -> int:
     """Return the bytes that an ordinary user can still write below the nearest existing parent of ``path``."""
     existing = path.absolute()
@@ -154,15 +231,9 @@ def free_space(path: Path) -> int:
 @contextlib.contextmanager
 def locked(path: Path, *, shared: bool = False, blocking: bool = True) -> Iterator[bool]:
     """Hold an advisory lock on ``path`` (created if need be); yields whether it was got, always True when blocking."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = open_or_create(path, mode=0o644)
     try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        try:
-            fcntl.flock(descriptor, kind if blocking else kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield lock_descriptor(descriptor, exclusive=not shared, blocking=blocking)
     finally:
         os.close(descriptor)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from manifests.delta import DELTA_NAME, MAX_DELTA_SIZE, parse_delta
 from manifests.errors import IntegrityError, list_problems
 from manifests.fields import shown
-from manifests.files import disk_error, open_regular, read_exactly, read_into
+from manifests.files import disk_error, open_below, open_regular, read_exactly, read_into
 from manifests.manifest import MANIFEST_NAME, MAX_MANIFEST_SIZE, SIGNATURE_NAME, FileEntry, Manifest
 from manifests.paths import MAX_PATH
 from manifests.pieces import ReadAt
@@ -84,26 +84,6 @@ class FolderMedium:
 
     def close(self) -> None:
         """Do nothing: files are opened one at a time."""
-
-
-@contextlib.contextmanager
-def open_below(folder: Path, path: str) -> Iterator[int]:
-    """Yield a descriptor of ``folder/path``, following no link in any component of ``path``.
-
-    Raises:
-        IntegrityError: Missing, a link, or not a regular file.
-    """
-    *parents, name = path.split("/")
-    with contextlib.ExitStack() as stack:
-        current = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, current)
-        for parent in parents:
-            try:
-                current = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-            except OSError:
-                raise IntegrityError(f"{folder / path}: missing, or below a link") from None
-            stack.callback(os.close, current)
-        yield stack.enter_context(open_regular(name, dir_fd=current))
 
 
 def _read_limited(path: Path, limit: int) -> bytes:

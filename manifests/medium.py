@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from manifests.delta import DELTA_NAME, MAX_DELTA_SIZE, Delta, parse_delta
 from manifests.errors import IntegrityError, UsageError, list_problems
 from manifests.files import disk_error
-from manifests.folder import FolderMedium, open_below
+from manifests.folder import FolderMedium
 from manifests.manifest import MANIFEST_NAME, MAX_MANIFEST_SIZE, SIGNATURE_NAME, FileEntry, Manifest
 from manifests.pieces import ReadAt
 from manifests.reference import Remote
@@ -22,7 +22,7 @@ from manifests.sources import COPY_HINT, ByteSource, MediumError, Part, StreamSo
 from manifests.tarlayout import BLOCK, SIGNATURE_SLOT, TRAILER, TarLayout, head_of, member_header, padded, tar_layout
 from manifests.volumes import open_source
 
-__all__ = ["FolderMedium", "FrameError", "Medium", "TarMedium", "list_problems", "open_below", "open_medium"]
+__all__ = ["FolderMedium", "FrameError", "Medium", "TarMedium", "list_problems", "open_medium"]
 
 _NOT_A_BUNDLE: Final = "is not a Sealift bundle: it does not begin with manifest.json"
 

@@ -118,9 +118,12 @@ class Registry:
                 sent = {**(headers or {}), **({"Authorization": login} if login else {})}
                 reply = self._wire.send(method, url, sent, body)
                 self._answered = True
-                if reply.status == 401 and own and logins < _MOST_LOGINS:
+                if reply.status == 401 and own:
                     logins += 1
                     reply.close()
+                    if logins > _MOST_LOGINS:
+                        hint = f"that login may not do this there; podman login {self.remote.reference.host} as who may"
+                        raise SourceError(f"{self.remote}: the registry accepts none of the tokens", hint=hint)
                     self._authorizer.challenged(reply, login)
                     continue
             except (OSError, http.client.HTTPException) as error:

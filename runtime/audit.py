@@ -17,6 +17,7 @@ from typing import Final
 
 from manifests import __version__
 from manifests.errors import SealiftError
+from manifests.files import open_or_create
 from runtime.hostfacts import user_name
 from runtime.layout import Prefix, Release
 from runtime.overrides import ENVIRONMENT_NAME, read_variables
@@ -89,7 +90,7 @@ def append_audit(prefix: Prefix, entry: AuditEntry, *, to_prefix: bool = True) -
     if not to_prefix or not prefix.var.is_dir():
         return ""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = open_or_create(path, mode=0o644, append=True)
         try:
             written = os.write(descriptor, line)
         finally:

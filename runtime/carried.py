@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from manifests.errors import HostError, IntegrityError
-from manifests.files import READ_ONLY, READ_ONLY_EXECUTABLE, disk_error, open_regular
+from manifests.files import READ_ONLY, READ_ONLY_EXECUTABLE, disk_error, make_link, open_regular, set_mode
 from manifests.manifest import FileEntry, Manifest
 from manifests.standalone import ArchiveMember, Readable, archive_version, find_archive, program_path, read_archive
 from runtime.interpreter import Interpreter, describe, find_interpreter
@@ -308,7 +308,7 @@ def _write(folder: Path, member: ArchiveMember, content: Readable | None) -> Non
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
     if member.kind == "link":
-        partial.symlink_to(member.target)
+        make_link(partial, member.target)
     else:
         _write_file(folder, partial, member, content)
     partial.replace(path)
@@ -322,7 +322,7 @@ def _write_file(folder: Path, path: Path, member: ArchiveMember, content: Readab
         with path.open("xb") as sink:
             if content is not None:
                 shutil.copyfileobj(content, sink, _BLOCK)
-            os.fchmod(sink.fileno(), _file_mode(member))
+            set_mode(sink.fileno(), _file_mode(member))
     # Bytecode that the archive brings is good only for a source of this very time.
     os.utime(path, (member.mtime, member.mtime))
 

@@ -1,6 +1,5 @@
 """Starting the model server of the live release, sealed: offline environment, isolated interpreter, shared lock."""
 
-import fcntl
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Final, NoReturn
 
 from manifests.errors import AdapterError, DiskError, UsageError
 from manifests.fields import nearest_hint
+from manifests.files import lock_descriptor, open_or_create
 from manifests.manifest import Manifest
 from runtime.layout import Prefix, Release, make_folder
 from runtime.overrides import load_variables
@@ -157,6 +157,6 @@ def hold_live(prefix: Prefix) -> Release:
 
 def _hold_shared_lock(path: Path) -> None:
     """Take the shared lock that gc and uninstall respect; it lives on in the server, whose descriptor it is."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    descriptor = open_or_create(path, mode=0o644)
+    lock_descriptor(descriptor, exclusive=False, blocking=True)
     os.set_inheritable(descriptor, True)

@@ -15,8 +15,6 @@ A folder below ``releases/`` without ``receipt.json`` is not a release: an insta
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -27,7 +25,7 @@ from typing import Final, cast
 
 from manifests.errors import DiskError, IntegrityError, UsageError
 from manifests.fields import Fields
-from manifests.files import disk_error, locked, sync_folder
+from manifests.files import disk_error, lock_folder, locked, sync_folder
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, manifest_digest, parse_manifest
 
 RECEIPT_NAME: Final = "receipt.json"
@@ -109,15 +107,12 @@ class Release:
         Raises:
             DiskError: The folder can't be locked; FileNotFoundError means that it was removed.
         """
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            return lock_folder(self.path, exclusive=exclusive)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            os.close(descriptor)
-            if error.errno == errno.EWOULDBLOCK:
-                return None
             raise disk_error(error, f"lock {self.path}") from error
-        return descriptor
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:

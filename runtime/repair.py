@@ -23,6 +23,7 @@ from manifests.files import (
     disk_error,
     open_regular,
     read_into,
+    set_mode,
     sync_folder,
     write_atomic,
 )
@@ -281,7 +282,7 @@ def _write_whole(blob: _Blob, partial: Path, bad: Sequence[Damage], sources: Seq
             if damage is None:
                 raise IntegrityError(f"{blob.path}: changes while it is read", hint="the disk may be failing")
             missing.append(damage)
-        os.fchmod(descriptor, READ_ONLY_EXECUTABLE if blob.entry.executable else READ_ONLY)
+        set_mode(descriptor, READ_ONLY_EXECUTABLE if blob.entry.executable else READ_ONLY)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -8,7 +8,7 @@ from manifests.bundle import TrustedBundle, carried_files, find_damage
 from manifests.chunkfile import PieceSource
 from manifests.digests import BUFFER_SIZE
 from manifests.errors import IntegrityError
-from manifests.files import disk_error, write_all
+from manifests.files import disk_error, open_no_link, write_all
 from manifests.medium import FolderMedium, Medium
 from manifests.pieces import Damage, Piece, Progress, ReadAt, Silent, Transfer
 from runtime.repair import Repaired
@@ -40,7 +40,7 @@ def _heal_in_place(medium: Medium, piece: Piece, source: PieceSource) -> bool:
         try:
             # A tar's path may be a link that the operator made; in a folder no link is followed.
             target = part.path if isinstance(medium, FolderMedium) else part.path.resolve()
-            descriptor = os.open(target, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = open_no_link(target, writable=True)
             try:
                 write_all(descriptor, data[: part.size], part.offset)
                 os.fsync(descriptor)

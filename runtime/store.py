@@ -14,7 +14,7 @@ from pathlib import Path
 
 from manifests.bundle import damage_error
 from manifests.delta import base_error
-from manifests.files import READ_ONLY, READ_ONLY_EXECUTABLE, disk_error, open_regular, read_into
+from manifests.files import READ_ONLY, READ_ONLY_EXECUTABLE, disk_error, open_or_create, open_regular, read_into
 from manifests.manifest import FileEntry
 from manifests.medium import Medium
 from manifests.pieces import Damage, Piece, Progress, ReadAt, Silent, Transfer, pieces_of, run_all, thread_count
@@ -160,7 +160,7 @@ class Store:
         *,
         buffer: memoryview,
     ) -> None:
-        descriptor = os.open(filling.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = open_or_create(filling.partial, mode=0o600)
         try:
             if not (filling.resumed and _has_piece(descriptor, piece, transfer, buffer)):
                 with medium.reader(piece.entry) as read:

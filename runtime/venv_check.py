@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from manifests.errors import IntegrityError
-from manifests.files import write_atomic
+from manifests.files import open_no_link, write_atomic
 from manifests.manifest import Manifest
 from manifests.pieces import Progress, Silent, Stopped, run_all, thread_count
 from runtime.layout import Release, walk_files
@@ -270,7 +270,7 @@ def _changed(venv: Path, items: list[ExpectedFile], progress: Progress, stop: th
 def _content_problem(path: str, sha256: bytes | None, buffer: memoryview) -> tuple[str, int]:
     """Return what is wrong with a file, nothing if it is what was signed, and its size in bytes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_no_link(path)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ENXIO}:
             return "not a regular file", 0

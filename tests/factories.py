@@ -11,7 +11,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from manifests.digests import ContentDigest, ContentHasher
-from manifests.manifest import KINDS, MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest, Target, bundle_order
+from manifests.manifest import (
+    KINDS,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    FileEntry,
+    Manifest,
+    Target,
+    bundle_order,
+    manifest_digest,
+)
 from manifests.sshsig import BUNDLE_NAMESPACE, PublicKey, armored_signature, parse_public_key, signed_data
 from manifests.tarlayout import SIGNATURE_SLOT, TRAILER, member_header, tar_layout
 from manifests.trust import TrustRoot, parse_allowed_signers
@@ -93,6 +102,15 @@ def make_manifest(files: Mapping[str, Content], *, executable: Collection[str] =
         files=tuple(sorted(entries, key=bundle_order)),
     )
     return replace(manifest, **overrides)  # type: ignore[arg-type] # each test gives the field's own type
+
+
+def make_release_folder(releases: Path, manifest: Manifest) -> Path:
+    """Make a release's folder of which nothing but the manifest is there; return it."""
+    data = manifest.encode()
+    folder = releases / f"{manifest.version}-{manifest_digest(data)[:12]}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_bytes(data)
+    return folder
 
 
 def make_bundle(

@@ -178,3 +178,32 @@ def test_every_folder_of_modules_is_a_package() -> None:
 def test_templates_hold_no_python() -> None:
     found = [path.name for path in (ROOT / "templates").rglob("*.py") if path.name != "__init__.py"]
     assert found == []
+
+
+SEAM: Final = ROOT / "manifests" / "files.py"
+POSIX_ONLY: Final = frozenset(
+    {
+        *("O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "O_CLOEXEC", "fcntl", "flock", "fchmod", "fchown", "dir_fd"),
+        *("pread", "preadv", "pwrite", "pwritev", "posix_fadvise", "posix_fallocate", "symlink", "symlink_to"),
+    }
+)
+CLOSED_SIDE: Final = [
+    path for path in PRODUCT if path.relative_to(ROOT).parts[0] == "manifests" or is_runtime_core(path)
+]
+
+
+def posix_names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.keyword):
+            yield node.arg or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", CLOSED_SIDE, ids=ids(CLOSED_SIDE))
+def test_calls_that_only_posix_has_stand_in_one_module(path: Path) -> None:
+    """So that another system needs another version of that module, and not a search through all of them."""
+    found = sorted(POSIX_ONLY & set(posix_names(tree_of(path))))
+    assert (path == SEAM) == bool(found), found

@@ -13,26 +13,28 @@ from runtime.launch import SERVER_MODULE, _log_level, server_command
 from runtime.layout import Prefix, Release
 from runtime.overrides import load_variables
 from runtime.seal import OFFLINE_VARIABLES
-from tests.factories import Key
+from tests.factories import Key, make_manifest, make_release_folder
 from tests.factories_closed import closed_files, make_closed_bundle, make_host
 
 SIGNED: Final = (
     '# signed\nLOG_LEVEL=INFO\nCACHE_DIR=${PREFIX}/var/cache\nHF_HUB_OFFLINE=1\nGREETING="a \\"b\\" \\\\ 한글"\n'
 )
+MANIFEST: Final = make_manifest({"config/offline.env": SIGNED.encode()})
 
 
 @pytest.fixture
 def prefix(tmp_path: Path) -> Prefix:
     """Return a prefix with ``etc/`` and one release that has the variables of SIGNED."""
     (tmp_path / "etc").mkdir()
-    config = tmp_path / "releases" / "1.0.0-abc" / "config"
-    config.mkdir(parents=True)
+    config = make_release_folder(tmp_path / "releases", MANIFEST) / "config"
+    config.mkdir()
     (config / "offline.env").write_text(SIGNED, encoding="utf-8")
     return Prefix(path=tmp_path)
 
 
-def release_of(prefix: Prefix, name: str = "1.0.0-abc") -> Release:
-    return Release(path=prefix.releases / name)
+def release_of(prefix: Prefix) -> Release:
+    (folder,) = prefix.releases.iterdir()
+    return Release(path=folder)
 
 
 def write(prefix: Prefix, text: str) -> None:
@@ -53,7 +55,7 @@ def test_the_operators_file_overrides_key_by_key(prefix: Prefix) -> None:
     write(prefix, "\ufeff# mine\n\nexport LOG_LEVEL='DEBUG'\nCACHE_DIR = ${RELEASE}/c\nOMP_NUM_THREADS=3\n")
     found = load_variables(prefix, release_of(prefix))
     assert found.values["LOG_LEVEL"] == "DEBUG"
-    assert found.values["CACHE_DIR"] == f"{prefix.releases}/1.0.0-abc/c"
+    assert found.values["CACHE_DIR"] == f"{release_of(prefix).path}/c"
     assert found.values["GREETING"] == 'a "b" \\ 한글'
     assert found.values["OMP_NUM_THREADS"] == "3"
     assert found.notes == ()

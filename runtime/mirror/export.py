@@ -20,7 +20,7 @@ from typing import Final
 
 from manifests.digests import BUFFER_SIZE, ContentHasher
 from manifests.errors import IntegrityError, UsageError
-from manifests.files import READ_ONLY, create_exclusive, disk_error, read_into, write_all
+from manifests.files import READ_ONLY, create_exclusive, disk_error, make_link, read_into, set_mode, write_all
 from manifests.pieces import Progress
 from runtime.layout import make_folder
 from runtime.mirror.catalog import MAIN, Catalog, Repository, ServedFile, Snapshot
@@ -100,9 +100,9 @@ class _Writer:
         for commit, snapshot in repository.revisions.items():
             self._write_snapshot(repository, api, commit, snapshot)
         main = self._root / repository.name / "resolve" / MAIN
-        main.symlink_to(repository.main.commit)
+        make_link(main, repository.main.commit)
         for kind in ("revision", "tree"):
-            (self._root / api / kind / MAIN).symlink_to(repository.main.commit)
+            make_link(self._root / api / kind / MAIN, repository.main.commit)
 
     def write_json(self, path: str, document: object) -> None:
         self._write(f"{path}/index.json", json.dumps(document).encode())
@@ -166,7 +166,7 @@ def _copy(descriptor: int, file: ServedFile, target: Path, advance: Callable[[in
             write_all(sink, buffer[:count], done)
             advance(count)
             done += count
-        os.fchmod(sink, READ_ONLY)
+        set_mode(sink, READ_ONLY)
     finally:
         os.close(sink)
     got = hasher.digest().sha256

@@ -10,8 +10,9 @@ import pytest
 
 from manifests.bundle import find_damage, verify_content
 from manifests.errors import DiskError, IntegrityError, UsageError
+from manifests.files import open_below
 from manifests.manifest import Manifest, parse_manifest
-from manifests.medium import FolderMedium, TarMedium, list_problems, open_below, open_medium
+from manifests.medium import FolderMedium, TarMedium, list_problems, open_medium
 from manifests.pieces import Silent
 from manifests.sources import FileSource
 from manifests.tarlayout import SIGNATURE_SLOT, member_header, padded, tar_layout

@@ -604,7 +604,7 @@ def test_a_login_is_not_sent_along_with_a_redirect(tmp_path: Path, tar: Path, ke
 
 @pytest.mark.parametrize(
     "location",
-    ["http://127.0.0.1:port/", "http://[::1/", "http:///", "http://h/\xe9", "http://127.0.0.1:99999/", "http://h:0/"],
+    ["http://127.0.0.1:port/", "http://[::1/", "http://h/\xe9", "http://127.0.0.1:99999/", "http://h:0/"],
 )
 def test_a_location_that_is_none(server: RegistryServer, location: str) -> None:
     fault = Fault(status=302, headers={"Location": location})
@@ -634,7 +634,7 @@ def test_a_registry_that_is_never_content_with_a_token(tmp_path: Path, server: R
         fault = Fault(status=401, headers={"WWW-Authenticate": f'Bearer realm="{tokens.realm}",service="test"'})
         with FaultProxy(server.host, lambda _asked, _number: fault) as proxy:
             environment = {**NOBODY, "REGISTRY_AUTH_FILE": str(login_file(tmp_path / "auth.json", proxy.host))}
-            with pytest.raises(SourceError, match=r": it answers \(401\)$"):
+            with pytest.raises(SourceError, match=r": the registry accepts none of the tokens$"):
                 OciMedium(remote_to(proxy.host), environment)
         assert len(tokens.asked) == 3
 

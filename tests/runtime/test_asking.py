@@ -14,7 +14,7 @@ from runtime.adapters.base import Adapter, ModelConfig
 from runtime.layout import Prefix, Release
 from runtime.probe import ask_probes
 from runtime.server.asking import ask_all
-from tests.factories import make_manifest
+from tests.factories import make_manifest, make_release_folder
 from tests.factories_cli import ROOT
 
 MODELS = tuple(
@@ -27,10 +27,7 @@ FILES = {f"{model.path}/config.json": b"{}\n" for model in MODELS}
 @pytest.fixture
 def release(tmp_path: Path) -> Release:
     """A release of three models, of which nothing but the manifest is there."""
-    release = Release(path=tmp_path / "releases" / "1.0.0-0")
-    release.path.mkdir(parents=True)
-    (release.path / "manifest.json").write_bytes(make_manifest(FILES, models=MODELS).encode())
-    return release
+    return Release(path=make_release_folder(tmp_path / "releases", make_manifest(FILES, models=MODELS)))
 
 
 def loader(config: ModelConfig) -> Adapter:

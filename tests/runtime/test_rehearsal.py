@@ -137,9 +137,8 @@ def test_the_command_tells_what_is_excused(tmp_path: Path, key: Key, payload: Ma
     assert document["failed"] == [{"importer": "", "missing": "nowhere", "module": "nowhere", "words": words}]
     (model,) = document["models"]
     (problem,) = model["problems"]
-    assert problem.startswith(
-        "the models could not be asked, at model 'm': ModuleNotFoundError: No module named 'numpy'"
-    )
+    why = "the models could not be asked, at model 'm': ModuleNotFoundError: No module named 'numpy'"
+    assert problem.startswith(why)
     (attempt,) = document["attempts"]
     assert (attempt["module"], attempt["allowed"], attempt["address"]) == ("yaml", "known", "192.0.2.1:80")
     assert document["unroutable"]["imports"] == 0

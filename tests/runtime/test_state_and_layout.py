@@ -11,7 +11,7 @@ from manifests.manifest import ModelEntry
 from runtime.launch import check_models, server_command
 from runtime.layout import Prefix, Receipt, Release, make_folder
 from runtime.state import State, advance_state, check_may_install, load_state
-from tests.factories import make_manifest
+from tests.factories import make_manifest, make_release_folder
 
 STATE = State(name="demo", sequence=5, created="2026-01-01T00:00:00Z", previous="1.0-aa")
 MANIFEST = make_manifest({}, sequence=5)
@@ -121,13 +121,13 @@ def test_check_models() -> None:
 
 def test_the_server_runs_isolated_and_sealed(prefix: Prefix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
-    release = Release(path=prefix.releases / "1.0-aa")
+    release = Release(path=make_release_folder(prefix.releases, MANIFEST))
     command = server_command(prefix, release, "runtime.server", ("--port", "1"))
     assert command.arguments == (
         f"{release.path}/venv/bin/python",
         "-I",
         "-X",
-        f"pycache_prefix={prefix.path}/var/cache/bytecode/1.0-aa",
+        f"pycache_prefix={prefix.path}/var/cache/bytecode/{release.name}",
         "-m",
         "runtime.server",
         "--release",
