@@ -16,6 +16,7 @@ from manifests.manifest import FileEntry, ModelEntry, Target
 SUMS_PATH: Final = "docs/SHA256SUMS"
 _DECIMAL: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:e[-+][0-9]+)?", re.ASCII)
 _NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # breaks a line, or may not stand in YAML
+_YAML_WORDS: Final = ("false", "no", "null", "off", "on", "true", "yes")
 OFFLINE_VARIABLES: Final[Mapping[str, str]] = {
     "DO_NOT_TRACK": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -68,7 +69,7 @@ def render_payload(subject: Subject) -> dict[str, bytes]:
             files[f"config/{unit}"] = render_template(f"{unit}.j2", context)
     for model in subject.models:
         file = f"{model.name.replace('-', '_')}.yaml"
-        values = {key: _yaml_value(value) for key, value in sorted(model.settings.items())}
+        values = {_yaml_key(key): _yaml_value(value) for key, value in sorted(model.settings.items())}
         files[f"config/{file}"] = render_template("model.yaml.j2", {"model": model, "file": file, "settings": values})
     return files
 
@@ -88,6 +89,12 @@ def model_context(model: ModelEntry) -> Mapping[str, str]:
     """Return what templates say of a model; ``variable`` is the one that holds its folder."""
     variable = _VARIABLES.get(model.adapter) or f"{re.sub('[^A-Z0-9]', '_', model.name.upper())}_MODEL_PATH"
     return {"name": model.name, "adapter": model.adapter, "path": model.path, "variable": variable}
+
+
+def _yaml_key(key: str) -> str:
+    # YAML 1.1 reads words such as no as truth values, as keys too.
+    plain = re.fullmatch("[a-z_][a-z0-9_-]+", key, re.ASCII) and key not in _YAML_WORDS
+    return key if plain else _yaml_value(key)
 
 
 def _yaml_value(value: Json) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
@@ -95,6 +95,7 @@ values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dict
 keys = st.from_regex(r"[a-z][a-z0-9_]{0,12}", fullmatch=True)
 
 
+@example({"no": 1, "y": None, "null": {"on": True}, "batch_size": 3})
 @given(st.dictionaries(keys, values, max_size=4))
 def test_settings_read_back_as_they_were(settings: dict[str, Json]) -> None:
     def is_decimal(value: object) -> bool:
