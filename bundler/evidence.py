@@ -19,6 +19,7 @@ from manifests.rehearsal import RehearsalPlan, plan_of
 from manifests.sshsig import REHEARSAL_NAMESPACE
 
 EVIDENCE_TYPE: Final = "urn:sealift:rehearsal:1"
+AS_ROOT: Final = "an ordinary user: it was root, whom permissions don't stop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,13 +156,13 @@ def host_kind(rehearsal: Rehearsal) -> dict[str, Json]:
 def not_rehearsed(manifest: Manifest, rehearsal: Rehearsal) -> Iterator[str]:
     """Yield everything that the rehearsal does not vouch for, in words."""
     if rehearsal.reason:
-        yield f"installation, imports and network: {rehearsal.reason}"
-        yield from (f"model {model.name}, adapter {model.adapter}: {rehearsal.reason}" for model in manifest.models)
+        yield f"{rehearsal.reason}: installation, imports and network"
+        yield from (f"{rehearsal.reason}: model {model.name}, adapter {model.adapter}" for model in manifest.models)
         return
     if not rehearsal.is_closed:
         yield "native code's way to the network: this host has no namespaces, only Python's guard watched"
     if rehearsal.user == "root":
-        yield "an ordinary user: it was root, whom permissions don't stop"
+        yield AS_ROOT
     compared = {model["name"]: model["compared"] for model in rehearsal.models}
     for model in manifest.models:
         if not compared.get(model.name):

@@ -162,6 +162,9 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             self._begin(upstream, size, no_range=fault.no_range)
             while size > 0:
                 data = self.rfile.read(min(size, 1 << 20))
+                if not data:  # whoever sends it gave up
+                    self.close_connection = True
+                    return 0
                 upstream.send(data)
                 size -= len(data)
             return self._relay(upstream.getresponse(), fault)

@@ -175,5 +175,8 @@ def test_an_ordinary_user_builds_and_rehearses(builder: Builder, release_key: Ke
     write_spec(builder.folder / "demo.toml", "six==1.17.0")
     user = replace(builder, umask=0o077, wrap=without_privileges())
     tar, kit = build(user, release_key)
-    assert leftovers(tar.parent) == sorted(path.relative_to(tar.parent).as_posix() for path in (tar, *kit.iterdir()))
+    evidence = tar.parent.glob("*.rehearsal.json*")
+    found = (tar, *evidence, *(path for path in kit.rglob("*") if path.is_file()))
+    assert leftovers(tar.parent) == sorted(path.relative_to(tar.parent).as_posix() for path in found)
+    assert f"{tar.name.removesuffix('.bundle.tar')}.rehearsal.json.sig" in leftovers(tar.parent)
     assert (tar.stat().st_mode & 0o777) in {0o600, 0o644}

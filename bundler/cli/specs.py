@@ -184,15 +184,15 @@ def answer_built(built: Any, *, is_delta: bool, is_signed: bool, as_json: bool) 
         f"{built.bundle}  {size_text(built.size)}",
         *(str(path) for path in built.volumes[1:]),
         *([f"a delta: {built.left_out} files are left out"] if is_delta else []),
-        *(rehearsal_line(built)),
         f"{built.kit}  its digest, for the telephone: {built.kit_digest}",
         f"manifest digest {built.digest}",
         *([] if is_signed else ["not signed yet: bundler sign BUNDLE --key FILE"]),
+        *rehearsal_lines(built),
     ]
     answer(document, "\n".join(lines), as_json=as_json)
 
 
-def rehearsal_line(built: Any) -> list[str]:  # noqa: ANN401 # a Built, imported late
+def rehearsal_lines(built: Any) -> list[str]:  # noqa: ANN401 # a Built, imported late
     """Return a line that says what came of the rehearsal."""
     if built.rehearsal is None:
         return ["NOT rehearsed (--no-rehearsal)"]

@@ -64,18 +64,26 @@ def as_ordinary_user(stage: Stage) -> Stage:
     """Return the stage as nobody plays it, where this is root and nobody reaches bundle, folder and a Python."""
     if not _is_root():
         return stage
-    folder = stage.prefix.parent
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    if not _give(stage.prefix.parent, NOBODY, NOBODY):
+        return stage
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     found = [sys.executable, shutil.which(f"python{version}", path=os.defpath)]
     for python in dict.fromkeys(path for path in found if path):
         candidate = replace(stage, python=python, user=NOBODY)
         if _reaches(candidate, version):
             return candidate
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, os.getuid(), os.getgid(), follow_symlinks=False)
+    _give(stage.prefix.parent, os.getuid(), os.getgid())
     return stage
+
+
+def _give(folder: Path, user: int, group: int) -> bool:
+    """Change who owns a folder and all below it; root without capabilities, as in a container, can't."""
+    try:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, user, group, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _is_root() -> bool:

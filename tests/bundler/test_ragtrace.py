@@ -20,7 +20,7 @@ from manifests.manifest import HostNeeds, parse_manifest
 from manifests.medium import open_medium
 from manifests.pieces import Silent
 from tests.factories_models import make_hyperclovax, make_xlmr
-from tests.factories_sdists import make_project, make_sdist, make_uv_wheel
+from tests.factories_sdists import make_project, make_sdist
 from tests.factories_wheels import make_wheel
 
 SHIPPED: Final = Path(__file__).parents[2] / "manifests" / "bundles" / "ragtrace.toml"
@@ -50,6 +50,14 @@ WHEELS: Final = {
     "langchain-core": "1.0.0",
 }
 
+PLATFORM_TAGS: Final = ("manylinux_2_28_x86_64", "manylinux_2_28_aarch64", "macosx_14_0_arm64", "win_amd64")
+PLATFORMS: Final = (
+    ("x86_64-manylinux_2_28", "manylinux_2_28_x86_64", "2.13.0+cpu"),
+    ("aarch64-manylinux_2_28", "manylinux_2_28_aarch64", "2.13.0+cpu"),
+    ("aarch64-apple-darwin", "macosx_14_0_arm64", "2.13.0"),
+    ("x86_64-pc-windows-msvc", "win_amd64", "2.13.0"),
+)
+
 pytestmark = pytest.mark.models
 
 
@@ -73,11 +81,16 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     The wheels hold nothing but metadata; FlagEmbedding is there as a source distribution alone.
     """
     links = tmp_path / "links"
-    make_uv_wheel(links)
     for name, number in WHEELS.items():
         requires = ["torch"] if name in {"sentence-transformers", "transformers"} else []
-        tag = "cp311-cp311-manylinux_2_28_x86_64" if name in {"torch", "numpy"} else "py3-none-any"
-        make_wheel(links, name, number, requires=requires, tag=tag)
+        for tag in PLATFORM_TAGS if name in {"torch", "numpy"} else ("any",):
+            # PyTorch's CPU builds for Linux have a local version, those for the others have none.
+            found = "2.13.0" if name == "torch" and "linux" not in tag else number
+            for python in ("py3",) if tag == "any" else ("cp311", "cp312", "cp313"):
+                abi = "none" if tag == "any" else python
+                make_wheel(links, name, found, requires=requires, tag=f"{python}-{abi}-{tag}")
+    for tag in PLATFORM_TAGS:
+        make_wheel(links, "uv", version("uv"), tag=f"py3-none-{tag}")
     project = make_project(tmp_path / "src", "FlagEmbedding", "1.3.5", requires=["transformers", "torch"])
     make_sdist(links, project, "FlagEmbedding", "1.3.5")
     make_xlmr(tmp_path / "bge-m3")
@@ -119,3 +132,19 @@ def test_the_stack_is_locked_and_built_with_stand_ins(site: Path) -> None:
     assert b"hunter2" not in built.bundle.read_bytes()
     assert b"\nGEMINI_API_KEY=offline-unused\n" in built.bundle.read_bytes()
     assert b"\nLOG_FILE=${PREFIX}/var/logs/ragtrace.log\n" in built.bundle.read_bytes()
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize(("platform", "tag", "torch"), PLATFORMS, ids=[platform for platform, _, _ in PLATFORMS])
+def test_the_stack_is_locked_for_every_target(site: Path, platform: str, tag: str, torch: str, python: str) -> None:
+    own = site / "own.toml"
+    own.write_text(f'extends = "site.toml"\n[target]\npython = "{python}"\n', encoding="utf-8")
+    spec, store, config = load_spec(own, platform=platform), Store(site / "cache"), load_pip_config()
+    lock = lock_spec(spec, store, UvResolver(config=config), config)
+    names = [wheel.path.removeprefix("wheels/") for wheel in lock.wheels]
+    abi = f"cp{python.replace('.', '')}"
+    assert f"torch-{torch}-{abi}-{abi}-{tag}.whl" in names
+    assert f"numpy-{WHEELS['numpy']}-{abi}-{abi}-{tag}.whl" in names
+    assert lock.installer.path == f"bootstrap/uv-{version('uv')}-py3-none-{tag}.whl"
+    assert len(names) == len(WHEELS) + 1
+    assert lock.target.label == f"{platform}-{abi}-cpu"

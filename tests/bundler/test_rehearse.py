@@ -85,7 +85,7 @@ def test_a_delta_in_volumes_is_rehearsed(builder: Builder, signer: Key, tmp_path
     assert steps[at + 1].startswith("... rehearse in a ")
     assert steps[at + 2].startswith("... put the ")
     assert steps[at + 2].endswith(" files of the base into its store")
-    assert all(line.startswith("... NOT rehearsed: ") for line in steps[at + 3 :])
+    assert steps[at + 3 :] == []
     (first,) = tmp_path.glob("*.delta.bundle.tar.001")
     (evidence,) = tmp_path.glob("*.delta.rehearsal.json")
     assert load(evidence)["rehearsed"] is True
@@ -194,10 +194,10 @@ def test_a_target_of_another_kind_is_verified_and_told_as_not_rehearsed(tmp_path
     done = rehearse_bundle(bundle.tar, key.allowed_signers.read_text(), told.append)
     reason = f"the bundle is for aarch64-apple-darwin, this host is {HOST_TARGET.platform}"
     assert (done.rehearsed, done.reason, list(done.steps)) == (False, reason, ["verify bundle"])
-    assert told[-1] == f"NOT rehearsed: installation, imports and network: {reason}"
+    assert told[-1] == f"NOT rehearsed: {reason}: installation, imports and network"
     document = evidence_document(bundle.manifest, "0" * 64, done)
     assert document["rehearsed"] is False
-    assert document["not_rehearsed"] == [f"installation, imports and network: {reason}"]
+    assert document["not_rehearsed"] == [f"{reason}: installation, imports and network"]
 
 
 def test_a_damaged_bundle_for_another_kind_of_host_is_refused_all_the_same(tmp_path: Path, key: Key) -> None:
