@@ -18,7 +18,7 @@ _FILES: Final = 4
 _OURS: Final = """
 import sys
 from pathlib import Path
-from bundler.hub import Hub
+from bundler.snapshots.hub import Hub
 from bundler.store import Store
 store, hub = Store(Path(sys.argv[1])), Hub()
 snapshot = hub.snapshot(sys.argv[2], "main", store)

@@ -60,7 +60,7 @@ class LockedModel:
     """A model: its entry in the manifest, its files, and what it was converted with, if it was.
 
     ``license`` is an SPDX expression, as declared in the spec or by the model's own page, else empty. ``facts`` is what
-    a policy decides on, as :mod:`bundler.modelfacts` found it.
+    a policy decides on, as :mod:`bundler.snapshots.modelfacts` found it.
     """
 
     entry: ModelEntry

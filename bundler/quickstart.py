@@ -14,17 +14,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from bundler.keys import load_signer, write_key
 from bundler.lock import Lock, load_lock, write_lock
-from bundler.pipconfig import PipConfig
+from bundler.packages.pipconfig import PipConfig
+from bundler.packages.resolver import Resolver
+from bundler.rehearsal.sandbox import Isolation, find_isolation
 from bundler.relock import lock_spec
-from bundler.resolver import Resolver
-from bundler.sandbox import Isolation, find_isolation
+from bundler.review.summary import inspect_bundle
+from bundler.sealing.keys import load_signer, write_key
 from bundler.selfpack import self_digests
 from bundler.spec import Spec
 from bundler.specfile import load_spec
 from bundler.store import Store
-from bundler.summary import inspect_bundle
 from manifests.errors import SealiftError
 from manifests.files import disk_error, write_atomic
 from manifests.pieces import Progress
@@ -76,14 +76,14 @@ def play_closed_side(
     *,
     rehearsal: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run :mod:`bundler.closed_side` without network and pass its events on.
+    """Run :mod:`bundler.rehearsal.closed_side` without network and pass its events on.
 
     Args:
         scene: Where.
-        questions: As :func:`bundler.closed_side.play` takes them; empty for a bundle without models.
+        questions: As :func:`bundler.rehearsal.closed_side.play` takes them; empty for a bundle without models.
         tell: Gets every event.
         isolation: How the network is closed.
-        rehearsal: Asks for :func:`bundler.closed_side.rehearsal.rehearse` instead: ``runs_here``.
+        rehearsal: Asks for :func:`bundler.rehearsal.closed_side.rehearsal.rehearse` instead: ``runs_here``.
 
     Raises:
         ClosedSideError: A step failed; the message holds its last lines.
@@ -118,7 +118,7 @@ def play_closed_side(
 
 @contextmanager
 def _closed_process(isolation: Isolation) -> Iterator["subprocess.Popen[str]"]:
-    command = [*isolation.prefix, sys.executable, "-m", "bundler.closed_side"]
+    command = [*isolation.prefix, sys.executable, "-m", "bundler.rehearsal.closed_side"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process
@@ -166,7 +166,7 @@ def run_quickstart(
         SealiftError: The step that failed, with its own exit code.
     """
     # The builder imports this module for the rehearsal, so what needs the builder is imported here.
-    from bundler.build import BuildOptions, build_bundle  # noqa: PLC0415
+    from bundler.sealing.build import BuildOptions, build_bundle  # noqa: PLC0415
 
     clock, store, start = StepClock(say, now), Store(), time.monotonic()
     say(f"Sealift quickstart in {folder.absolute()}")

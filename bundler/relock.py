@@ -12,21 +12,21 @@ from pathlib import PurePath
 
 from packaging.utils import parse_wheel_filename
 
-from bundler.answers import keep_answers
-from bundler.apps import FILE_SCHEMES, lock_app
-from bundler.closure import SERVING_REQUIREMENTS, Closure, lock_closure
-from bundler.completeness import check_lock_complete
-from bundler.fetch import fetch_pins
-from bundler.importplan import plan_rehearsal
-from bundler.interpreter import lock_python
+from bundler.contents.apps import FILE_SCHEMES, lock_app
 from bundler.lock import Lock, LockedFile, LockedModel
-from bundler.models import lock_model
-from bundler.pipconfig import PipConfig
-from bundler.policy import check_lock_policy
-from bundler.requirements import collect_requirements
-from bundler.resolver import Resolver
-from bundler.rotation import lock_next_signers
+from bundler.packages.closure import SERVING_REQUIREMENTS, Closure, lock_closure
+from bundler.packages.completeness import check_lock_complete
+from bundler.packages.fetch import fetch_pins
+from bundler.packages.interpreter import lock_python
+from bundler.packages.pipconfig import PipConfig
+from bundler.packages.requirements import collect_requirements
+from bundler.packages.resolver import Resolver
+from bundler.rehearsal.answers import keep_answers
+from bundler.rehearsal.importplan import plan_rehearsal
+from bundler.review.policy import check_lock_policy
+from bundler.sealing.rotation import lock_next_signers
 from bundler.selfpack import self_digests
+from bundler.snapshots.models import lock_model
 from bundler.spec import Spec
 from bundler.store import Store
 

@@ -12,11 +12,11 @@ from typing import Final
 
 from jinja2 import Environment, StrictUndefined
 
-from bundler.apps import check_app
-from bundler.modelfiles import folder_files
-from bundler.requirements import check_requirement, collect_requirements, input_files
-from bundler.rotation import check_next_signers
+from bundler.contents.apps import check_app
+from bundler.packages.requirements import check_requirement, collect_requirements, input_files
+from bundler.sealing.rotation import check_next_signers
 from bundler.selfpack import template_root
+from bundler.snapshots.modelfiles import folder_files
 from bundler.spec import Spec, host_target
 from bundler.specparse import parse_spec, parse_target
 from manifests.errors import SealiftError, SourceError, SpecError

@@ -6,7 +6,7 @@
         sha256/ab/abcdef...          content, read-only
         sha256/ab/abcdef....json     its size and chunk digests; made again when it is missing
         records/KIND/KEY.json        for example the result of a conversion
-        partial/                     downloads under way, see bundler.partial
+        partial/                     downloads under way, see bundler.snapshots.partial
         venvs/                       throw-away environments
 
 A blob appears by a rename, so it is never partly there, and two writers of one content do no harm. Blobs are trusted

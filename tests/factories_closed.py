@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from bundler.kit import write_kit
-from bundler.render import SUMS_PATH, Subject, render_payload, sums_text
-from bundler.sandbox import find_isolation
+from bundler.contents.render import SUMS_PATH, Subject, render_payload, sums_text
+from bundler.rehearsal.sandbox import find_isolation
+from bundler.sealing.kit import write_kit
 from bundler.selfpack import WHEEL_NAME, runtime_pyz, runtime_wheel
 from manifests.digests import CHUNK_SIZE
 from manifests.files import locked

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from bundler.sandbox import find_isolation
+from bundler.rehearsal.sandbox import find_isolation
 from tests.factories_langchain import ROOT, Environment
 from tests.factories_models import make_llama, write_json
 

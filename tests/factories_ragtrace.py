@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from bundler.contents.ragtrace import ragtrace_kit
+from bundler.contents.render import Subject
 from bundler.lock import LockedApp, LockedFile
-from bundler.ragtrace import ragtrace_kit
-from bundler.render import Subject
 from bundler.store import Store
 from manifests.canonical import Json
 from manifests.manifest import AppEntry, ModelEntry

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bundler.compose import compose
+from bundler.contents.compose import compose
 from bundler.lock import Lock, LockedApp, LockedBuild, LockedFile, LockedModel
-from bundler.modelfacts import find_facts
 from bundler.selfpack import self_digests
+from bundler.snapshots.modelfacts import find_facts
 from bundler.store import Store
 from manifests.canonical import Json
 from manifests.manifest import AppEntry, Manifest, ModelEntry, bundle_order

@@ -1,7 +1,7 @@
 """What people get wrong, typed as they type it: exit code, message, and that nothing is left behind.
 
 What the closed side refuses (keys, damage, prefixes, interrupts, ports) is in ``tests/runtime``; full disks and
-interrupts of a build are in ``tests/bundler/test_build.py``.
+interrupts of a build are in ``tests/bundler/sealing/test_build.py``.
 """
 
 import os

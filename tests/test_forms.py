@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from bundler.registries import push_bundle
+from bundler.publishing.registries import push_bundle
 from manifests.medium import open_medium
 from manifests.pieces import Silent
 from manifests.reference import is_reference

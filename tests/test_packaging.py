@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
-from bundler.pipconfig import load_pip_config
+from bundler.packages.pipconfig import load_pip_config
 from bundler.selfpack import runtime_pyz, runtime_wheel, self_digests
 from manifests import __version__
 from tests.factories_cli import ROOT, Builder, wheel_links, write_spec
@@ -84,8 +84,8 @@ def test_what_the_wheel_holds(distributions: dict[str, Path]) -> None:
     for top, pattern in (
         ("templates", "*"),
         ("manifests/bundles", "*.toml"),
-        ("bundler", "*.txt"),
-        ("bundler/converter", "*.txt"),
+        ("bundler/packages", "*.txt"),
+        ("bundler/snapshots/converter", "*.txt"),
     ):
         files = {path.relative_to(ROOT).as_posix() for path in (ROOT / top).glob(pattern) if path.is_file()}
         assert files

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bundler.rehearsal.sandbox import find_isolation
 from bundler.relock import SERVING_REQUIREMENTS
-from bundler.sandbox import find_isolation
 from bundler.store import Store
 from tests.factories import Key, make_key, tree_of
 from tests.factories_cli import Builder, wheel_links, without_privileges, write_spec

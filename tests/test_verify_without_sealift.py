@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from bundler.render import SUMS_PATH
+from bundler.contents.render import SUMS_PATH
 from manifests.manifest import MANIFEST_NAME, SIGNATURE_NAME
 from tests.factories import Key, make_key
 from tests.factories_closed import ClosedBundle, copy_of, flip_bit, make_closed_bundle, program

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @json_option
 def inspect(bundle: "Path | Remote", volumes: tuple[Path, ...], *, as_json: bool) -> None:
     """Say what is in BUNDLE and whose signatures it bears; nothing is trusted."""
-    from bundler.summary import inspect_bundle, summary_lines
+    from bundler.review.summary import inspect_bundle, summary_lines
     from manifests.sources import Supply
 
     document = inspect_bundle(bundle, Supply(folders=volumes))
@@ -32,7 +32,7 @@ def inspect(bundle: "Path | Remote", volumes: tuple[Path, ...], *, as_json: bool
 @json_option
 def diff(old: "Path | Remote", new: "Path | Remote", *, as_json: bool) -> None:
     """Say what changed from OLD to NEW, bundles or manifest.json files, and what a delta would carry."""
-    from bundler.diff import diff_bundles, diff_lines, load_described
+    from bundler.review.diff import diff_bundles, diff_lines, load_described
 
     document = diff_bundles(load_described(old), load_described(new))
     answer(document, "\n".join(diff_lines(document)), as_json=as_json)
@@ -48,8 +48,8 @@ def extract_chunks(
     bundle: "Path | Remote", chunks: Path, output: Path, volumes: tuple[Path, ...], *, as_json: bool
 ) -> None:
     """Write the chunks of BUNDLE that a damaged copy lacks into a small file for `runtime repair --from`."""
-    from bundler.chunks import extract_chunks as extract
-    from bundler.chunks import parse_chunk_list
+    from bundler.sealing.chunks import extract_chunks as extract
+    from bundler.sealing.chunks import parse_chunk_list
     from manifests.sources import Supply
 
     try:
@@ -71,7 +71,7 @@ def extract_chunks(
 @json_option
 def rehearse(bundle: Path, trust: Path, base: Path | None, volumes: tuple[Path, ...], *, as_json: bool) -> None:
     """Install BUNDLE in a namespace without network, verify it there and ask its models."""
-    from bundler.rehearse import open_base, rehearse_bundle
+    from bundler.rehearsal.rehearse import open_base, rehearse_bundle
 
     if not trust.is_file():
         raise UsageError(f"{trust}: no such allowed_signers file", hint="bundler keygen writes PATH.allowed_signers")

@@ -34,7 +34,7 @@ def push(
     bundle: Path, reference: str, volumes: tuple[Path, ...], ca: Path | None, *, plain_http: bool, as_json: bool
 ) -> None:
     """Bring BUNDLE into an OCI registry; what the registry has isn't sent again."""
-    from bundler.registries import push_bundle
+    from bundler.publishing.registries import push_bundle
     from manifests.manifest import parse_manifest
     from manifests.medium import open_medium
     from manifests.progress import ProgressBar
@@ -71,7 +71,7 @@ def push(
 @json_option
 def pull(reference: str, output: Path, trust: Path | None, ca: Path | None, *, plain_http: bool, as_json: bool) -> None:
     """Fetch a bundle from an OCI registry as the tar that it was; a pull that was stopped goes on."""
-    from bundler.pulls import pull_bundle
+    from bundler.publishing.pulls import pull_bundle
     from manifests.manifest import parse_manifest
     from manifests.medium import open_medium
     from manifests.progress import ProgressBar

@@ -30,10 +30,10 @@ def report(
     as_json: bool,
 ) -> None:
     """Say what is in BUNDLE, for whoever must approve it: one page, and its data."""
-    from bundler.audit import PipAudit
-    from bundler.diff import load_described
-    from bundler.report import ReportOptions, make_report
-    from bundler.reportpage import write_report
+    from bundler.review.audit import PipAudit
+    from bundler.review.diff import load_described
+    from bundler.review.report import ReportOptions, make_report
+    from bundler.review.reportpage import write_report
     from manifests.manifest import parse_manifest
     from manifests.medium import open_medium
     from manifests.sources import Supply

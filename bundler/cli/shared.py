@@ -69,14 +69,14 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
 @cache
 def pip_config() -> Any:  # noqa: ANN401 # a PipConfig, imported late
     """Return the user's PipConfig."""
-    from bundler.pipconfig import load_pip_config
+    from bundler.packages.pipconfig import load_pip_config
 
     return load_pip_config()
 
 
-def identity_of(key: str | None, signer: Any) -> str:  # noqa: ANN401 # bundler.keys.Signer, imported late
+def identity_of(key: str | None, signer: Any) -> str:  # noqa: ANN401 # bundler.sealing.keys.Signer, imported late
     """Return the comment of KEY.pub, or the agent's: the name that the kit's allowed_signers gives the signer."""
-    from bundler.keys import check_identity
+    from bundler.sealing.keys import check_identity
     from manifests.errors import UsageError
 
     if key is None:
@@ -110,10 +110,10 @@ def step(text: str) -> None:
     say(f"... {text}")
 
 
-def read_signer(key: str) -> Any:  # noqa: ANN401 # bundler.keys.Signer, imported late
+def read_signer(key: str) -> Any:  # noqa: ANN401 # bundler.sealing.keys.Signer, imported late
     """Return the Signer for a key file, whose passphrase is asked for once, or for agent:FINGERPRINT."""
-    from bundler.agent import AGENT_PREFIX, load_agent_signer
-    from bundler.keys import load_signer
+    from bundler.sealing.agent import AGENT_PREFIX, load_agent_signer
+    from bundler.sealing.keys import load_signer
 
     if key.startswith(AGENT_PREFIX):
         return load_agent_signer(key)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @json_option
 def keygen(path: Path, identity: str, *, as_json: bool) -> None:
     """Make a signing key: PATH, PATH.pub and PATH.allowed_signers."""
-    from bundler.keys import write_key
+    from bundler.sealing.keys import write_key
 
     signer = write_key(path, identity)
     document = {"key": str(path), "fingerprint": signer.key.fingerprint, "allowed_signers": f"{path}.allowed_signers"}
@@ -40,7 +40,7 @@ def keygen(path: Path, identity: str, *, as_json: bool) -> None:
 @json_option
 def sign(bundle: Path, key: str | None, attach: Path | None, *, as_json: bool) -> None:
     """Fill or co-sign the signature slot of BUNDLE in place."""
-    from bundler.sign import attach_signature, sign_bundle
+    from bundler.sealing.sign import attach_signature, sign_bundle
 
     if (key is None) == (attach is None):
         raise UsageError("sign takes --key FILE or --attach FILE.sig, one of the two", hint="bundler sign --help")

@@ -135,12 +135,12 @@ def build(
     as_json: bool,
 ) -> None:
     """Build the bundle of SPEC and its kit; locks first where there is no lock yet."""
-    from bundler.build import BuildOptions, build_bundle
-    from bundler.diff import load_described
     from bundler.lock import load_lock, write_lock
+    from bundler.review.diff import load_described
+    from bundler.sealing.build import BuildOptions, build_bundle
+    from bundler.sealing.volumes import parse_volume_size
     from bundler.specfile import load_spec
     from bundler.store import Store
-    from bundler.volumes import parse_volume_size
 
     if check is not None:
         return answer_check(load_spec(spec, platform=platform), check, volumes, as_json=as_json)
@@ -204,7 +204,7 @@ def rehearsal_lines(built: Any) -> list[str]:  # noqa: ANN401 # a Built, importe
 def answer_check(spec: Any, bundle: Path, volumes: tuple[Path, ...], *, as_json: bool) -> None:  # noqa: ANN401 # a Spec, imported late
     """Rebuild from a spec's lock, compare with a bundle, and say what could not be made again."""
     from bundler.lock import load_lock
-    from bundler.rebuild import check_rebuild
+    from bundler.sealing.rebuild import check_rebuild
     from bundler.store import Store
     from manifests.sources import Supply
 
@@ -232,8 +232,8 @@ def answer_check(spec: Any, bundle: Path, volumes: tuple[Path, ...], *, as_json:
 @click.option("--directory", type=PATH, default=Path("quickstart-demo"), show_default=True, metavar="DIR")
 def quickstart(directory: Path) -> None:
     """Do the whole story on a small real bundle, with throw-away keys, in DIR."""
+    from bundler.packages.resolver import UvResolver
     from bundler.quickstart import run_quickstart
-    from bundler.resolver import UvResolver
     from manifests.progress import Activity
 
     with Activity(sys.stderr) as activity:
@@ -254,8 +254,8 @@ def quickstart(directory: Path) -> None:
 
 def make_lock(spec: Any, *, upgrade: bool, resolver: str = "uv") -> Any:  # noqa: ANN401 # a Spec in, a Lock out; both imported late
     """Return a new lock of a spec; ``upgrade`` takes the newest versions instead of keeping the old lock's."""
-    from bundler.answers import keep_answers
     from bundler.lock import load_lock
+    from bundler.rehearsal.answers import keep_answers
     from bundler.relock import lock_spec
     from bundler.store import Store
 
@@ -278,7 +278,7 @@ def current_lock(spec: Any) -> Any:  # noqa: ANN401 # a Spec in, a Lock or None 
 
 def record_lock(spec: Any, lock: Any) -> Any:  # noqa: ANN401 # a Spec and a Lock in, a Lock out; imported late
     """Return a lock with the answers that its models give here."""
-    from bundler.record import record_answers
+    from bundler.rehearsal.record import record_answers
     from bundler.store import Store
 
     return record_answers(spec, lock, Store(), progress=progress("pack"), report=step)
@@ -286,10 +286,10 @@ def record_lock(spec: Any, lock: Any) -> Any:  # noqa: ANN401 # a Spec and a Loc
 
 def prove_lock(spec: Any) -> tuple[int, list[str]]:  # noqa: ANN401 # a Spec, imported late
     """Return how many wheels the lock of a spec has, and which of them nothing needs, once they are proven complete."""
-    from bundler.build import check_lock
-    from bundler.completeness import check_lock_complete
     from bundler.lock import load_lock
+    from bundler.packages.completeness import check_lock_complete
     from bundler.relock import closure_roots
+    from bundler.sealing.build import check_lock
     from bundler.store import Store
 
     lock = load_lock(spec.lock_path)
@@ -299,7 +299,7 @@ def prove_lock(spec: Any) -> tuple[int, list[str]]:  # noqa: ANN401 # a Spec, im
 
 def answer_comparison(spec: Any, *, upgrade: bool, as_json: bool) -> None:  # noqa: ANN401 # a Spec, imported late
     """Print where uv and pip-tools differ about a spec; a difference is no error."""
-    from bundler.compare import compare_resolvers
+    from bundler.packages.compare import compare_resolvers
 
     one, other = make_resolver(spec, "uv"), make_resolver(spec, "pip-tools")
     found = compare_resolvers(spec, one, other, previous=previous_lock(spec, upgrade=upgrade))
@@ -315,8 +315,8 @@ def previous_lock(spec: Any, *, upgrade: bool) -> Any:  # noqa: ANN401 # a Spec 
 
 def make_resolver(spec: Any, name: str) -> Any:  # noqa: ANN401 # a Spec in, a Resolver out; both imported late
     """Return the resolver of a name for a spec."""
-    from bundler.piptools import PipToolsResolver
-    from bundler.resolver import UvResolver
+    from bundler.packages.piptools import PipToolsResolver
+    from bundler.packages.resolver import UvResolver
     from bundler.store import Store
 
     indexes = spec.packages.indexes

@@ -19,7 +19,7 @@ from bundler.quickstart import (
     lock_is_current,
     play_closed_side,
 )
-from bundler.sandbox import Isolation, find_isolation
+from bundler.rehearsal.sandbox import Isolation, find_isolation
 from bundler.selfpack import self_digests
 from bundler.spec import Spec, host_target
 from bundler.specfile import load_spec

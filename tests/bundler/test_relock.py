@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bundler.compose import compose
-from bundler.fetch import download_any
+from bundler.contents.compose import compose
 from bundler.lock import Lock, load_lock, write_lock
-from bundler.pipconfig import PipConfig, load_pip_config
+from bundler.packages.fetch import download_any
+from bundler.packages.pipconfig import PipConfig, load_pip_config
+from bundler.packages.resolver import UvResolver
 from bundler.relock import SERVING_REQUIREMENTS, lock_spec
-from bundler.resolver import UvResolver
 from bundler.specfile import load_spec
 from bundler.store import Store
 from manifests.errors import IntegrityError, SpecError

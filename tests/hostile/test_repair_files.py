@@ -235,7 +235,7 @@ def repair(what: list[str], good: ClosedBundle, source: Path) -> Ended:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Return mode, inode and content of what lies below ``folder``, without a command's lock and its line in the audit log."""
+    """Return mode, inode and content of what lies below ``folder``, but for a command's lock and the audit log."""
     found = {}
     for path in (folder, *folder.rglob("*")):
         if not path.name.startswith(("install.", "audit.")):

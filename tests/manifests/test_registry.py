@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bundler.registries import layers_of, push_bundle
+from bundler.publishing.registries import layers_of, push_bundle
 from manifests.artifact import (
     EMPTY,
     EMPTY_DIGEST,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bundler.render import Subject, render_payload
+from bundler.contents.render import Subject, render_payload
 from manifests.manifest import manifest_digest
 from tests.factories import Key, make_key, unpack_bundle
 from tests.factories_closed import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bundler.registries import push_bundle
+from bundler.publishing.registries import push_bundle
 from manifests.digests import CHUNK_SIZE
 from manifests.medium import open_medium
 from manifests.pieces import Silent

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bundler.chunks import extract_chunks, parse_chunk_list
+from bundler.sealing.chunks import extract_chunks, parse_chunk_list
 from manifests.digests import CHUNK_SIZE
 from manifests.manifest import FileEntry
 from manifests.tarlayout import tar_layout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bundler.render import Subject, render_payload
+from bundler.contents.render import Subject, render_payload
 from manifests.manifest import ModelEntry
 from tests.factories import Key, make_bundle, make_key, sign_slot, unpack_bundle, write_bundle
 from tests.factories_closed import (

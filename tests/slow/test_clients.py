@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from bundler.sandbox import find_isolation
+from bundler.rehearsal.sandbox import find_isolation
 from manifests.canonical import Json
 from runtime.adapters import load_adapter
 from runtime.adapters.base import Embedder, GenerationParams, Generator, Message, ModelConfig

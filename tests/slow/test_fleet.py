@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 
-from bundler.fleet import render_fleet
-from bundler.kit import CARRIED, write_kit
-from bundler.render import Subject
+from bundler.contents.fleet import render_fleet
+from bundler.contents.render import Subject
+from bundler.sealing.kit import CARRIED, write_kit
 from tests.factories import Key, is_root, make_key
 from tests.factories_closed import HOST_TARGET, ClosedBundle, closed_files, flip_bit, make_closed_bundle
 from tests.factories_fleet import Fleet, FleetHost, Killer, Played, make_fleet, other_python

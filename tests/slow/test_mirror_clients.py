@@ -22,7 +22,7 @@ from typing import Any, Final
 import pytest
 from uv import find_uv_bin
 
-from bundler.sandbox import find_isolation
+from bundler.rehearsal.sandbox import find_isolation
 from manifests.manifest import ModelEntry
 from tests.factories import make_key
 from tests.factories_cli import ROOT

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bundler.sandbox import find_isolation
+from bundler.rehearsal.sandbox import find_isolation
 from tests.factories_cli import ROOT
 from tests.factories_models import make_xlmr
 from tests.slow.conftest import HEADS, Built
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.models]
 PLAY = """
 import json, sys
 from pathlib import Path
-from bundler.closed_side import Stage, ask, require_closed, run_step, serving
+from bundler.rehearsal.closed_side import Stage, ask, require_closed, run_step, serving
 
 part = json.load(sys.stdin)
 stage = Stage(**{name: Path(value) for name, value in part["stage"].items()})

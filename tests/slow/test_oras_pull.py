@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from bundler.registries import push_bundle
+from bundler.publishing.registries import push_bundle
 from manifests.bundle import verify_content, verify_trust
 from manifests.digests import CHUNK_SIZE
 from manifests.files import locked
@@ -63,8 +63,8 @@ def test_oras_pulls_a_folder_that_verifies(tmp_path: Path, key: Key) -> None:
 LIMITED: Final = """
 import sys
 from pathlib import Path
-from bundler.pulls import pull_bundle
-from bundler.registries import push_bundle
+from bundler.publishing.pulls import pull_bundle
+from bundler.publishing.registries import push_bundle
 from manifests.medium import open_medium
 from manifests.pieces import Silent
 from manifests.reference import Reference, Remote

@@ -7,9 +7,9 @@ from typing import Final
 import pytest
 
 from bundler.lock import Lock
-from bundler.pipconfig import load_pip_config
+from bundler.packages.pipconfig import load_pip_config
+from bundler.packages.resolver import UvResolver
 from bundler.relock import lock_spec
-from bundler.resolver import UvResolver
 from bundler.specfile import check_spec, load_spec
 from bundler.store import Store
 from tests.factories_models import make_hyperclovax, make_xlmr

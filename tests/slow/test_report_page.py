@@ -11,9 +11,9 @@ from typing import Final
 
 import pytest
 
-from bundler.report import ReportOptions, make_report
-from bundler.reportpage import Language, render_page
-from bundler.sandbox import find_isolation
+from bundler.rehearsal.sandbox import find_isolation
+from bundler.review.report import ReportOptions, make_report
+from bundler.review.reportpage import Language, render_page
 from bundler.store import Store
 from manifests.canonical import Json
 from manifests.pieces import Silent

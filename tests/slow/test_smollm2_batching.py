@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bundler.models import lock_model
-from bundler.pipconfig import load_pip_config
+from bundler.packages.pipconfig import load_pip_config
+from bundler.snapshots.models import lock_model
 from bundler.specfile import load_spec
 from bundler.store import Store, default_cache
 from runtime.adapters.base import GenerationParams, Message, Prompt

@@ -1,0 +1,1 @@
+"""Everything else that travels: applications, rendered files, and the manifest that lists it all."""

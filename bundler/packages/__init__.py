@@ -1,0 +1,1 @@
+"""What goes into the virtual environment: requirements, resolution, builds, checks."""

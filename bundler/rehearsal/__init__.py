@@ -1,0 +1,1 @@
+"""Installing and asking a bundle before it leaves, where no network is."""

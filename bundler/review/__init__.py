@@ -1,0 +1,1 @@
+"""What a reviewer reads: inventory, SBOM, licences, findings, policy, differences."""

@@ -1,0 +1,1 @@
+"""Packing, signing, volumes, the kit, and building again."""
