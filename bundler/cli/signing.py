@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bundler.cli.registries import bundle_arguments
-from bundler.cli.shared import PATH, answer, command, json_option, read_signer
+from bundler.cli.shared import PATH, answer, command, identity_of, json_option, read_signer
 from manifests.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,18 +37,30 @@ def keygen(path: Path, identity: str, *, as_json: bool) -> None:
 @click.argument("bundle", type=PATH)
 @click.option("--key", metavar="FILE", help="OpenSSH Ed25519 private key, or agent:FINGERPRINT for one of ssh-agent.")
 @click.option("--attach", type=PATH, metavar="FILE.sig", help="A signature made elsewhere with ssh-keygen -Y sign.")
+@click.option(
+    "--identity", metavar="WHO", help="Who signs, as in the kit's allowed_signers. [default: KEY.pub's comment]"
+)
 @json_option
-def sign(bundle: Path, key: str | None, attach: Path | None, *, as_json: bool) -> None:
-    """Fill or co-sign the signature slot of BUNDLE in place."""
+def sign(bundle: Path, key: str | None, attach: Path | None, identity: str | None, *, as_json: bool) -> None:
+    """Fill or co-sign the signature slot of BUNDLE in place, and name the signer in the kit that lies beside it."""
+    from bundler.sealing.keys import allowed_signers_line
+    from bundler.sealing.kit import trust_in_kit
     from bundler.sealing.sign import attach_signature, sign_bundle
 
     if (key is None) == (attach is None):
         raise UsageError("sign takes --key FILE or --attach FILE.sig, one of the two", hint="bundler sign --help")
-    if key is not None:
-        count = sign_bundle(bundle, read_signer(key))
+    signer = read_signer(key) if key is not None else None
+    if signer is not None:
+        done = sign_bundle(bundle, signer)
     elif attach is not None:
-        count = attach_signature(bundle, attach.read_bytes())
-    answer({"bundle": str(bundle), "signatures": count}, f"{bundle} has {count} signatures", as_json=as_json)
+        done = attach_signature(bundle, attach.read_bytes())
+    document: dict[str, object] = {"bundle": str(bundle), "signatures": done.count}
+    lines = [f"{bundle} has {done.count} signatures"]
+    if done.kit.is_dir():
+        digest = trust_in_kit(done.kit, allowed_signers_line(done.key, identity or identity_of(key, signer)))
+        document |= {"kit": str(done.kit), "kit_digest": digest}
+        lines.append(f"{done.kit}  its digest, for the telephone: {digest}")
+    answer(document, "\n".join(lines), as_json=as_json)
 
 
 @command("manifest")

@@ -7,12 +7,44 @@ from typing import Final
 from bundler.contents.fleet import FLEET_NAMES
 from bundler.contents.render import Subject, render_verify_text
 from manifests.digests import sha256_hex
+from manifests.errors import IntegrityError
 from manifests.files import disk_error, write_atomic
 from manifests.manifest import Manifest
 
 SUMS_NAME: Final = "SHA256SUMS"
 CARRIED: Final = ("Dockerfile.offline", "install.sh", "runtime.pyz", *FLEET_NAMES)
 """The files of ``bootstrap/`` that whoever installs executes; they travel in the kit too."""
+
+
+def trust_in_kit(folder: Path, line: str) -> str:
+    """Add a line of ``allowed_signers`` to the kit of a bundle that was signed after it was built.
+
+    Args:
+        folder: The kit.
+        line: As :func:`bundler.sealing.keys.allowed_signers_line` makes it; a key that is trusted already isn't added.
+
+    Returns:
+        The kit's digest, which is another one than before as soon as something was added.
+
+    Raises:
+        IntegrityError: The kit isn't what its SHA256SUMS says.
+        DiskError: It can't be read or written.
+    """
+    signers, sums = folder / "allowed_signers", folder / SUMS_NAME
+    try:
+        before, listed = signers.read_bytes(), sums.read_bytes()
+    except OSError as error:
+        raise disk_error(error, f"read {folder}") from error
+    entry = f"{sha256_hex(before)}  allowed_signers\n".encode()
+    if entry not in listed.splitlines(keepends=True):
+        hint = "build the bundle again, or move the kit away"
+        raise IntegrityError(f"{signers}: is not what {sums} lists", hint=hint)
+    if line.rsplit(maxsplit=1)[-1].encode() not in before.split():
+        after = before + line.encode("utf-8")
+        listed = listed.replace(entry, f"{sha256_hex(after)}  allowed_signers\n".encode())
+        write_atomic(signers, after)
+        write_atomic(sums, listed)
+    return sha256_hex(listed)
 
 
 def write_kit(folder: Path, manifest: Manifest, bootstrap: dict[str, bytes], allowed_signers: str) -> str:

@@ -1,6 +1,7 @@
 """Signing a finished bundle in place, and making signatures elsewhere possible."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bundler.sealing.keys import Signer
@@ -9,15 +10,23 @@ from manifests.errors import TrustError
 from manifests.files import write_atomic
 from manifests.manifest import SIGNATURE_NAME, parse_manifest
 from manifests.medium import Medium, open_medium
-from manifests.sshsig import BUNDLE_NAMESPACE, SshSignature, parse_signatures
+from manifests.sshsig import BUNDLE_NAMESPACE, PublicKey, SshSignature, parse_signatures
 from manifests.tarlayout import head_of
 
 
-def sign_bundle(path: Path, signer: Signer) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """How many signatures the slot holds now, the key of the one asked for, and where the bundle's kit should be."""
+
+    count: int
+    key: PublicKey
+    kit: Path
+
+
+def sign_bundle(path: Path, signer: Signer) -> Signed:
     """Fill or co-sign the signature slot of a bundle in place; nothing else of it is touched.
 
-    Returns:
-        How many signatures the slot holds now. Signing again with the same key changes nothing.
+    Signing again with the same key changes nothing.
 
     Raises:
         IntegrityError: Not a bundle, or the slot is full.
@@ -27,7 +36,7 @@ def sign_bundle(path: Path, signer: Signer) -> int:
     return _add_block(path, signer.sign)
 
 
-def attach_signature(path: Path, block: bytes) -> int:
+def attach_signature(path: Path, block: bytes) -> Signed:
     """Put a signature that was made elsewhere (``ssh-keygen -Y sign -n sealift-bundle-v1``) into the slot.
 
     Raises:
@@ -38,20 +47,21 @@ def attach_signature(path: Path, block: bytes) -> int:
     return _add_block(path, lambda _: block)
 
 
-def _add_block(path: Path, make: Callable[[bytes], bytes]) -> int:
+def _add_block(path: Path, make: Callable[[bytes], bytes]) -> Signed:
     with open_medium(path) as medium:
-        parse_manifest(medium.manifest_bytes)  # nothing else is ever signed in this namespace
+        manifest = parse_manifest(medium.manifest_bytes)  # nothing else is ever signed in this namespace
         content = medium.signature_slot.strip(b"\n")
         existing = parse_signatures(medium.signature_slot)
         block = make(medium.manifest_bytes)
         (added,) = parse_signatures(block)
         for signature in (*existing, added):
             _require_fit(signature, medium)
-        if any(signature.key.blob == added.key.blob for signature in existing):
-            return len(existing)
-        slot = signature_slot(*([content + b"\n"] if content else []), block)
-        _write_slot(path, medium, slot)
-    return len(existing) + 1
+        is_new = all(signature.key.blob != added.key.blob for signature in existing)
+        if is_new:
+            slot = signature_slot(*([content + b"\n"] if content else []), block)
+            _write_slot(path, medium, slot)
+    kit = path.absolute().parent / f"{manifest.stem}.kit"
+    return Signed(count=len(existing) + is_new, key=added.key, kit=kit)
 
 
 def _require_fit(signature: SshSignature, medium: Medium) -> None:

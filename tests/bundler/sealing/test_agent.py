@@ -54,7 +54,7 @@ def test_a_real_agent_signs_a_bundle(tmp_path: Path, key: Key) -> None:
     tar = make_bundle(tmp_path, SMALL_FILES, key=[])
     signer = load_agent_signer(f"agent:{key.public.fingerprint}")
     assert (signer.key, signer.comment) == (key.public, str(key.path)), "the key file has no comment: ssh-add's own"
-    assert sign_bundle(tar, signer) == 1
+    assert sign_bundle(tar, signer).count == 1
     with open_medium(tar) as medium:
         (found,) = verify_signatures(medium.manifest_bytes, medium.signature_slot, key.trust, now=NOW)
         assert found.fingerprint == key.public.fingerprint

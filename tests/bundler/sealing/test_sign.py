@@ -1,18 +1,20 @@
 """Signing in place: first, co-signed, attached; every form; nothing but the slot changes."""
 
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from bundler.sealing.keys import Signer, generate_signer, load_signer
+from bundler.sealing.keys import Signer, allowed_signers_line, generate_signer, load_signer
+from bundler.sealing.kit import trust_in_kit, write_kit
 from bundler.sealing.sign import attach_signature, sign_bundle
 from manifests.errors import IntegrityError, TrustError
 from manifests.medium import open_medium
 from manifests.sshsig import BUNDLE_NAMESPACE, parse_signatures
 from manifests.tarlayout import SIGNATURE_SLOT, head_of
-from manifests.trust import verify_signatures
+from manifests.trust import parse_allowed_signers, verify_signatures
 from tests.factories import NOW, SMALL_FILES, Key, make_bundle, make_manifest, unpack_bundle
 from tests.factories_closed import program
 from tests.factories_media import cut, delta_bytes, delta_text
@@ -62,7 +64,7 @@ def ssh_sign(key: Key, manifest: bytes, folder: Path, namespace: str = BUNDLE_NA
 
 def test_sign_fills_the_slot_and_nothing_else(unsigned: Path, signer: Signer, key: Key) -> None:
     before = unsigned.read_bytes() if unsigned.is_file() else b""
-    assert sign_bundle(unsigned, signer) == 1
+    assert sign_bundle(unsigned, signer).count == 1
     slot = slot_of(unsigned)
     assert len(slot) == SIGNATURE_SLOT
     (found,) = verify_signatures(manifest_of(unsigned), slot, key.trust, now=NOW)
@@ -76,7 +78,7 @@ def test_sign_fills_the_slot_and_nothing_else(unsigned: Path, signer: Signer, ke
 def test_a_co_signature_keeps_the_first(unsigned: Path, signer: Signer, key: Key, second_key: Key) -> None:
     sign_bundle(unsigned, signer)
     first = slot_of(unsigned).rstrip(b"\n")
-    assert sign_bundle(unsigned, load_signer(second_key.path)) == 2
+    assert sign_bundle(unsigned, load_signer(second_key.path)).count == 2
     assert slot_of(unsigned).startswith(first + b"\n-----BEGIN SSH SIGNATURE-----\n")
     for one in (key, second_key):
         (found,) = verify_signatures(manifest_of(unsigned), slot_of(unsigned), one.trust, now=NOW)
@@ -86,7 +88,7 @@ def test_a_co_signature_keeps_the_first(unsigned: Path, signer: Signer, key: Key
 def test_the_same_key_twice_changes_nothing(unsigned: Path, signer: Signer) -> None:
     sign_bundle(unsigned, signer)
     before = slot_of(unsigned)
-    assert sign_bundle(unsigned, signer) == 1
+    assert sign_bundle(unsigned, signer).count == 1
     assert slot_of(unsigned) == before
 
 
@@ -105,9 +107,9 @@ def test_stock_ssh_keygen_checks_the_slot_as_it_is(
 
 def test_a_signature_made_elsewhere_is_attached(unsigned: Path, key: Key, signer: Signer, tmp_path: Path) -> None:
     block = ssh_sign(key, manifest_of(unsigned), tmp_path)
-    assert attach_signature(unsigned, block) == 1
+    assert attach_signature(unsigned, block).count == 1
     assert slot_of(unsigned) == signer.sign(manifest_of(unsigned)).ljust(SIGNATURE_SLOT, b"\n")
-    assert attach_signature(unsigned, block) == 1
+    assert attach_signature(unsigned, block).count == 1
 
 
 @pytest.mark.parametrize("case", ["namespace", "message"])
@@ -172,3 +174,36 @@ def test_something_that_is_no_bundle(tmp_path: Path, signer: Signer) -> None:
     with pytest.raises(IntegrityError, match="is not a Sealift bundle"):
         sign_bundle(tmp_path / "b.tar", signer)
     assert (tmp_path / "b.tar").read_bytes() == before
+
+
+def test_the_kit_beside_names_who_signed(tmp_path: Path, key: Key, second_key: Key) -> None:
+    manifest = make_manifest(SMALL_FILES, executable=["bootstrap/install.sh"])
+    tar = make_bundle(tmp_path, SMALL_FILES, key=[], executable=["bootstrap/install.sh"])
+    kit = tmp_path / f"{manifest.stem}.kit"
+    script = SMALL_FILES["bootstrap/install.sh"]
+    assert isinstance(script, bytes)
+    digests = [write_kit(kit, manifest, {"install.sh": script}, "")]
+    for signer, who in ((load_signer(key.path), "a@example.com"), (load_signer(second_key.path), "b@example.com")):
+        done = sign_bundle(tar, signer)
+        assert done.kit == kit
+        digests.append(trust_in_kit(kit, allowed_signers_line(done.key, who)))
+        assert trust_in_kit(kit, allowed_signers_line(done.key, "again@example.com")) == digests[-1]
+    assert len(set(digests)) == 3
+    trust = parse_allowed_signers((kit / "allowed_signers").read_text(), where="kit")
+    with open_medium(tar) as medium:
+        found = verify_signatures(medium.manifest_bytes, medium.signature_slot, trust, threshold=2, now=NOW)
+    assert sorted(signer.principals for signer in found) == ["a@example.com", "b@example.com"]
+    sums = [program("sha256sum"), "--quiet", "--ignore-missing", "-c", "SHA256SUMS"]
+    assert subprocess.run(sums, cwd=kit, check=False).returncode == 0
+    assert hashlib.sha256((kit / "SHA256SUMS").read_bytes()).hexdigest() == digests[-1]
+
+
+def test_a_kit_that_was_changed_is_left_alone(tmp_path: Path, signer: Signer) -> None:
+    kit = tmp_path / "x.kit"
+    write_kit(kit, make_manifest(SMALL_FILES), {}, "")
+    (kit / "allowed_signers").write_text("somebody\n")
+    before = (kit / "SHA256SUMS").read_bytes()
+    with pytest.raises(IntegrityError, match=r"allowed_signers: is not what .*SHA256SUMS lists"):
+        trust_in_kit(kit, allowed_signers_line(signer.key, "a@example.com"))
+    assert (kit / "SHA256SUMS").read_bytes() == before
+    assert (kit / "allowed_signers").read_text() == "somebody\n"
