@@ -50,11 +50,12 @@ class GenerationWorker(Worker[Jobs]):
                 if job.cancelled.is_set():
                     handle.cancel()
             try:
-                changed = self._engine.step()
+                self._engine.step()
             except Exception as error:  # noqa: BLE001 - the thread must go on, whatever it was
                 self._fail_all(error)
                 continue
-            for handle in changed:
+            # Not only what this step reports: another thread's step, a probe's, may have brought news of these rows.
+            for handle in [handle for handle in self._rows if handle.has_news]:
                 self._deliver(handle)
 
     def _admit(self) -> bool:
@@ -77,12 +78,11 @@ class GenerationWorker(Worker[Jobs]):
             job.send(error)
 
     def _deliver(self, handle: DecodeHandle) -> None:
-        job = self._rows.get(handle)
-        if job is None:
-            return
+        job = self._rows[handle]
+        ended = handle.done  # before the pieces are taken, since the last may come in between
         for piece in handle.take():
             job.send(piece)
-        if handle.done:
+        if ended:
             del self._rows[handle]
             job.send(handle.error)
 

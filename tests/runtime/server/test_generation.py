@@ -131,3 +131,27 @@ def test_an_engine_that_breaks_ends_what_runs_and_the_thread_goes_on(
     assert error.message == "model 'llama': driver lost"
     worker.submit([second.job("서울")])
     assert second.end() == ({0: expected(llama, "서울")}, [None])
+
+
+def test_another_thread_that_steps_the_same_engine_takes_nothing_away(
+    llama: CausalLmAdapter, worker: GenerationWorker
+) -> None:
+    """A probe asks the adapter itself while clients are served: its steps bring news of their rows, too."""
+    stop = threading.Event()
+
+    def step() -> None:
+        while not stop.is_set():
+            llama.engine.step()
+
+    told = expected(llama, "a ship")
+    worker.start()
+    stepping = threading.Thread(target=step)
+    stepping.start()
+    try:
+        for _ in range(5):
+            listener = Listener()
+            worker.submit([listener.job("a ship")])
+            assert listener.end() == ({0: told}, [None])
+    finally:
+        stop.set()
+        stepping.join()
