@@ -131,7 +131,7 @@ def test_what_is_made_here_is_listed_with_its_true_digest(lock: Lock, store: Sto
             assert entry.sha256 == hashlib.sha256(made.generated[entry.path]).hexdigest()
             assert entry.origin.startswith("pkg:pypi/sealift@")
     executable = {entry.path for entry in made.manifest.files if entry.mode & 0o111}
-    assert executable == {"bootstrap/install.sh", "app/web/한글/run.sh"}
+    assert executable == {"bootstrap/install.sh", "config/launch.sh", "app/web/한글/run.sh"}
 
 
 def test_the_sums_list_every_other_file(lock: Lock, store: Store) -> None:
