@@ -1,5 +1,6 @@
 """Building from a lock: the same bytes every time, each byte once, every refusal named, and nothing half-made left."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -164,7 +165,10 @@ def test_unsigned_then_signed_is_what_a_signed_build_gives(scene: Scene, bundle:
     tar = scene.build(tmp_path, "--unsigned")
     assert (kit_of(tar) / "allowed_signers").read_bytes() == b""
     document = scene.builder.json("sign", tar, "--key", scene.key.path)
-    assert document == {"bundle": str(tar), "signatures": 1}
+    kit = kit_of(tar)
+    digest = hashlib.sha256((kit / "SHA256SUMS").read_bytes()).hexdigest()
+    assert document == {"bundle": str(tar), "kit": str(kit), "kit_digest": digest, "signatures": 1}
+    assert tree_of(kit) == tree_of(kit_of(bundle)), "the kit names the signer, as after a signed build"
     assert tar.read_bytes() == bundle.read_bytes()
 
 

@@ -73,13 +73,16 @@ def other_wheel(second: Builder, tmp_path: Path) -> Builder:
     return replace(second, links=(wheel_links(), tmp_path / "theirs"))
 
 
-def test_what_came_out_otherwise_is_taken_and_named(second: Builder, tmp_path: Path) -> None:
-    second = other_wheel(second, tmp_path)
+def test_what_came_out_otherwise_is_taken_and_named(first: Builder, second: Builder, tmp_path: Path) -> None:
     lock = second.folder / "demo.lock"
     document = json.loads(lock.read_text())
     (own,) = (wheel for wheel in document["wheels"] if wheel["path"] == OWN)
     own["source"] = "built homemade-1.0.tar.gz"
     lock.write_text(json.dumps(document))
+    shutil.copytree(first.folder / "cache", second.folder / "cache")
+    second.json("build", "demo.toml", "--output", "out", "--unsigned", "--no-rehearsal")
+    shutil.rmtree(second.folder / "cache")
+    second = other_wheel(second, tmp_path)
     done = second.json("build", "demo.toml", "--check", bundle_of(second))
     assert done["taken"] == [OWN]
     said = second.run("build", "demo.toml", "--check", bundle_of(second)).stdout
