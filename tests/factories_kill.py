@@ -176,13 +176,13 @@ def clone(prefix: Path, target: Path) -> Path:
 def essence(prefix: Path) -> dict[str, tuple[str, str]]:
     """Return what an install must bring about again: path -> mode, and digest or link.
 
-    Left out: caches and the log; in the receipt the time, inodes and times of files; uv's note on when it unpacked a
+    Left out: caches, the log and the audit log; in the receipt the time, inodes and times of files; uv's note on when it unpacked a
     wheel, with its line in RECORD. The prefix's own path counts as the same everywhere.
     """
     found = {}
     for path in prefix.rglob("*"):
         name = path.relative_to(prefix).as_posix()
-        if name.startswith(("var/cache/", "var/logs/")) or path.name == "uv_cache.json":
+        if name.startswith(("var/cache/", "var/logs/", "var/audit.")) or path.name == "uv_cache.json":
             continue
         if path.is_symlink():
             found[name] = ("link", str(path.readlink()))
