@@ -176,8 +176,8 @@ def clone(prefix: Path, target: Path) -> Path:
 def essence(prefix: Path) -> dict[str, tuple[str, str]]:
     """Return what an install must bring about again: path -> mode, and digest or link.
 
-    Left out: caches, the log and the audit log; in the receipt the time, inodes and times of files; uv's note on when it unpacked
-    a wheel, with its line in RECORD. The prefix's own path counts as the same everywhere.
+    Left out: caches, the log and the audit log; in the receipt the time, inodes and times of files; uv's note on when
+    it unpacked a wheel, with its line in RECORD. The prefix's own path counts as the same everywhere.
     """
     found = {}
     for path in prefix.rglob("*"):
