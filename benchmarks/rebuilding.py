@@ -10,8 +10,9 @@ from typing import Final
 from benchmarks.measure import Command, Side, memory_of, seconds_of
 from benchmarks.sections import Section, Sections, ratio_row, remove_folder
 from benchmarks.table import Row, duration, megabytes
+from bundler.snapshots import converter
 
-_CONVERTER: Final = Path(__file__).resolve().parent.parent / "bundler" / "converter" / "__main__.py"
+_CONVERTER: Final = Path(converter.__file__).with_name("__main__.py")
 _TO_PICKLE: Final = """
 import sys, torch
 from safetensors.torch import load_file
