@@ -166,6 +166,7 @@ def run_quickstart(
         SealiftError: The step that failed, with its own exit code.
     """
     # The builder imports this module for the rehearsal, so what needs the builder is imported here.
+    from bundler.rehearsal.record import record_answers  # noqa: PLC0415
     from bundler.sealing.build import BuildOptions, build_bundle  # noqa: PLC0415
 
     clock, store, start = StepClock(say, now), Store(), time.monotonic()
@@ -179,10 +180,14 @@ def run_quickstart(
             write_lock(spec.lock_path, previous)
         size = sum(file.size for file in previous.all_files())
         detail.append(f"{len(previous.wheels)} wheels, {len(previous.models)} models, {format_size(size)}")
-    with clock.step("build and sign") as detail:
-        # The closed side's part below is a rehearsal with the real key, so none is needed here.
-        options = BuildOptions(output=folder / "out", signer=load_signer(key), identity=IDENTITY, rehearse=False)
-        built = build_bundle(spec, previous, store, options, progress=progress, report=lambda _: None)
+    with clock.step("record answers") as detail:
+        if any(probe.expect is None for probe in previous.probes):
+            previous = record_answers(spec, previous, store, progress=progress, report=now)
+            write_lock(spec.lock_path, previous)
+        detail.append(f"{len(previous.probes)} probes, their answers are in the lock")
+    with clock.step("rehearse and sign") as detail:
+        options = BuildOptions(output=folder / "out", signer=load_signer(key), identity=IDENTITY)
+        built = build_bundle(spec, previous, store, options, progress=progress, report=now)
         detail.append(f"{built.bundle.name}, {format_size(built.size)}")
     with clock.step("inspect") as detail:
         document = inspect_bundle(built.bundle)
@@ -260,4 +265,4 @@ class StepClock:
 
     def line(self, name: str, seconds: float, detail: str) -> None:
         """Hand over one line."""
-        self._say(f"  {name:16} {format_duration(seconds):>9}   {detail}".rstrip())
+        self._say(f"  {name:17} {format_duration(seconds):>9}   {detail}".rstrip())

@@ -20,7 +20,7 @@ from tests.factories_closed import program
 
 pytestmark = [pytest.mark.slow, pytest.mark.models]
 STEPS = (
-    *("spec and key", "lock", "build and sign", "inspect", "verify bundle"),
+    *("spec and key", "lock", "record answers", "rehearse and sign", "inspect", "verify bundle"),
     *("install", "verify release", "launch", "embed", "chat"),
 )
 
@@ -85,7 +85,7 @@ def check_story(told: str) -> None:
     assert float(alike) > float(different) + 0.2
     assert "Paris" in details["chat"]
     assert re.search(r"[0-9]+ wheels, 2 models, [0-9.]+ MB", details["lock"])
-    assert re.search(r"\.bundle\.tar, [0-9.]+ MB", details["build and sign"])
+    assert re.search(r"\.bundle\.tar, [0-9.]+ MB", details["rehearse and sign"])
     assert re.search(r"^done in ", told, re.MULTILINE)
 
 
