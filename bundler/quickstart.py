@@ -173,21 +173,15 @@ def run_quickstart(
     say(f"Sealift quickstart in {folder.absolute()}")
     spec_path, key = _write_inputs(folder, clock)
     spec = load_spec(spec_path)
-    with clock.step("lock") as detail:
-        previous = load_lock(spec.lock_path) if spec.lock_path.exists() else None
-        if previous is None or not lock_is_current(previous, spec, store):
-            previous = lock_spec(spec, store, resolver, config, previous=previous, report=now)
-            write_lock(spec.lock_path, previous)
-        size = sum(file.size for file in previous.all_files())
-        detail.append(f"{len(previous.wheels)} wheels, {len(previous.models)} models, {format_size(size)}")
+    lock = _locked(spec, store, resolver, config, clock)
     with clock.step("record answers") as detail:
-        if any(probe.expect is None for probe in previous.probes):
-            previous = record_answers(spec, previous, store, progress=progress, report=now)
-            write_lock(spec.lock_path, previous)
-        detail.append(f"{len(previous.probes)} probes, their answers are in the lock")
+        if any(probe.expect is None for probe in lock.probes):
+            lock = record_answers(spec, lock, store, progress=progress, report=now)
+            write_lock(spec.lock_path, lock)
+        detail.append(f"{len(lock.probes)} probes, their answers are in the lock")
     with clock.step("rehearse and sign") as detail:
         options = BuildOptions(output=folder / "out", signer=load_signer(key), identity=IDENTITY)
-        built = build_bundle(spec, previous, store, options, progress=progress, report=now)
+        built = build_bundle(spec, lock, store, options, progress=progress, report=now)
         detail.append(f"{built.bundle.name}, {format_size(built.size)}")
     with clock.step("inspect") as detail:
         document = inspect_bundle(built.bundle)
@@ -225,6 +219,18 @@ def _write_inputs(folder: Path, clock: "StepClock") -> tuple[Path, Path]:
     return spec, key
 
 
+def _locked(spec: Spec, store: Store, resolver: Resolver, config: PipConfig, clock: "StepClock") -> Lock:
+    """Lock, unless an earlier run's lock still fits."""
+    with clock.step("lock") as detail:
+        lock = load_lock(spec.lock_path) if spec.lock_path.exists() else None
+        if lock is None or not lock_is_current(lock, spec, store):
+            lock = lock_spec(spec, store, resolver, config, previous=lock, report=clock.now)
+            write_lock(spec.lock_path, lock)
+        size = sum(file.size for file in lock.all_files())
+        detail.append(f"{len(lock.wheels)} wheels, {len(lock.models)} models, {format_size(size)}")
+    return lock
+
+
 def lock_is_current(lock: Lock, spec: Spec, store: Store) -> bool:
     """Whether a lock fits the spec and this Sealift, and the store still has all of it."""
     same = lock.spec_digest == spec.digest and dict(lock.sealift) == dict(self_digests())
@@ -252,15 +258,15 @@ class StepClock:
     """Measures steps and hands a line for each to whoever prints."""
 
     def __init__(self, say: Callable[[str], None], now: Callable[[str], None] = lambda _: None) -> None:
-        self._say, self._now = say, now
+        self._say, self.now = say, now
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
         """Time a step; what is put into the yielded list becomes its detail."""
-        self._now(name)
+        self.now(name)
         start, detail = time.monotonic(), list[str]()
         yield detail
-        self._now("")
+        self.now("")
         self.line(name, time.monotonic() - start, " ".join(detail))
 
     def line(self, name: str, seconds: float, detail: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ _RUNTIME: Final = "/usr/sbin/runc"  # crun refuses hybrid cgroups
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """An image storage below ``folder``."""
+    """An image storage below ``folder``; ``state``, of at most 50 characters, is where podman keeps what runs."""
 
     folder: Path
+    state: Path
 
     def buildah(self, *words: str | Path) -> str:
         """Run buildah; return what it printed."""
@@ -37,7 +39,7 @@ class Engine:
     def _run(
         self, tool: str, options: tuple[str, ...], words: tuple[str | Path, ...], *, check: bool, errors: bool
     ) -> str:
-        storage = ("--root", self.folder / "root", "--runroot", self.folder / "run", "--storage-driver", "overlay")
+        storage = ("--root", self.folder / "root", "--runroot", self.state, "--storage-driver", "overlay")
         command = [str(shutil.which(tool)), *map(str, storage), *options, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, f"{tool} {' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}"
@@ -74,10 +76,11 @@ def container_engine(folder: Path) -> Iterator[Engine]:
     """Yield an engine with an empty storage below ``folder``."""
     for tool in TOOLS:
         assert shutil.which(tool), f"the container tests need {tool}: apt-get install {tool}"
-    engine = Engine(folder=folder)
-    try:
-        yield engine
-    finally:
-        engine.podman("rm", "-af", check=False)
-        engine.buildah("rm", "-a")
-        engine.buildah("rmi", "-af")
+    with tempfile.TemporaryDirectory(prefix="sealift-", dir="/tmp") as state:  # short
+        engine = Engine(folder=folder, state=Path(state))
+        try:
+            yield engine
+        finally:
+            engine.podman("rm", "-af", check=False)
+            engine.buildah("rm", "-a")
+            engine.buildah("rmi", "-af")

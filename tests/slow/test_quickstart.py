@@ -172,18 +172,28 @@ def test_a_second_run_fetches_nothing(newcomer: Newcomer, first: str) -> None:
     assert "done in" in first
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", ["install", "launch"])
+@pytest.mark.parametrize(
+    ("number", "begin", "times"),
+    [
+        pytest.param(signal.SIGINT, "... install: link", 1, id="rehearsal"),
+        pytest.param(signal.SIGTERM, "... install: link", 2, id="install"),
+        pytest.param(signal.SIGINT, "... launch: ", 1, id="launch-interrupted"),
+        pytest.param(signal.SIGTERM, "... launch: ", 1, id="launch-terminated"),
+    ],
+)
 @pytest.mark.usefixtures("first")
-def test_a_signal_leaves_nothing_running(newcomer: Newcomer, number: int, step: str) -> None:
-    begin = {"install": "... install: virtual environment", "launch": "... launch: "}[step]
+def test_a_signal_leaves_nothing_running(newcomer: Newcomer, number: int, begin: str, times: int) -> None:
     process = newcomer.start()
     assert process.stderr is not None
+    said = []
     for line in process.stderr:
-        if line.strip().startswith(begin):
+        said.append(line)
+        times -= line.strip().startswith(begin)
+        if not times:
             break
     else:
-        pytest.fail(f"it never said {begin!r}")
+        process.communicate()
+        pytest.fail(f"it never said {begin!r} so often:\n{''.join(said)}")
     time.sleep(1)
     words = interrupt(process, number)
     assert process.returncode == 130, words
