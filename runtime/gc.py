@@ -25,6 +25,16 @@ from runtime.trust import REVOKED_NAME, TRUST_NAME, pinned_text
 
 _RECEIPTS: Final = (RECEIPT_NAME, ASIDE_NAME)
 _RELEASE: Final = re.compile(r".+-[0-9a-f]{12}")
+SETTINGS_NAMES: Final = (
+    "offline.env",
+    "sealift.service",
+    "sealift-verify.service",
+    "sealift-verify.timer",
+    "launch.sh",
+)
+"""Every file that an install may write to ``etc/``, as the templates of bundles are called."""
+_MARK: Final = b"`runtime launch`"
+_HEAD: Final = 4096
 _BLOB: Final = re.compile(r"sha256/([0-9a-f]{2})/\1[0-9a-f]{62}x?(\.partial)?")
 
 
@@ -172,7 +182,8 @@ def uninstall(prefix: Prefix, *, confirm: Callable[[], None] = lambda: None, pur
 
     Args:
         prefix: Where.
-        purge: Remove the operator's signers, revoked keys and changed settings too, and every log.
+        purge: Remove the operator's signers, revoked keys and changed settings too, and every log; also what an earlier
+            uninstall left of them.
         confirm: Called once it is certain that nothing is in use; raises to call the removal off.
 
     Raises:
@@ -180,7 +191,7 @@ def uninstall(prefix: Prefix, *, confirm: Callable[[], None] = lambda: None, pur
         DiskError: A server or an installer is at work, or something can't be removed.
     """
     there = prefix.state.exists() or any(prefix.all_releases()) or prefix.store.is_dir()
-    if not there and not (purge and _is_pinned(prefix)):
+    if not there and not (purge and (_is_pinned(prefix) or _left_settings(prefix))):
         raise UsageError(f"{prefix.path}: nothing is installed here", hint=f"runtime status --prefix {prefix.path}")
     space = _Space()
     try:
@@ -223,16 +234,32 @@ def _ours(prefix: Prefix) -> Iterator[Path]:
     yield from (path for path, contents in settings.items() if path.is_file() and path.read_bytes() in contents)
     copied = () if _is_pinned(prefix) else (prefix.etc / TRUST_NAME,)
     own = (prefix.current, prefix.state, *copied, prefix.install_lock, prefix.use_lock)
-    logs = (var / "install.holder", var / AUDIT_NAME, var / "logs" / "releases.log", *prefix.path.glob(".*.partial"))
-    yield from (path for path in (*own, *logs) if path.is_symlink() or path.is_file())
+    logs = (var / "install.holder", var / AUDIT_NAME, var / "logs" / "releases.log")
+    partial = (path for folder in (prefix.path, prefix.etc) for path in folder.glob(".*.partial"))
+    yield from (path for path in (*own, *logs, *partial) if path.is_symlink() or path.is_file())
 
 
 def _settings(prefix: Prefix) -> Iterator[Path]:
     """Yield what is the operator's by content but has a name that Sealift gave; never all of a folder of that name."""
-    named = (prefix.etc / TRUST_NAME, prefix.etc / REVOKED_NAME, *written_settings(prefix))
+    # By name as well: a release that brought a settings file may be gone, by gc or by an earlier uninstall.
+    names = (TRUST_NAME, REVOKED_NAME, *SETTINGS_NAMES)
+    named = {*(prefix.etc / name for name in names), *written_settings(prefix)}
     yield from (path for path in named if path.is_symlink() or path.is_file())
     logs = prefix.var / "logs"
     yield from (logs / name for name in walk_files(logs))
+
+
+def _left_settings(prefix: Prefix) -> bool:
+    """Whether an install was here: a settings file that it left has our name, or the words of its template's head.
+
+    Another program's ``launch.sh`` is none, so that a folder of another kind is never purged.
+    """
+    for path in (prefix.etc / name for name in SETTINGS_NAMES):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as stream:
+                if path.name.startswith("sealift") or _MARK in stream.read(_HEAD):
+                    return True
+    return False
 
 
 def _is_pinned(prefix: Prefix) -> bool:

@@ -13,9 +13,10 @@ from typing import Final
 from manifests.errors import AdapterError
 from manifests.manifest import Manifest, Probe
 from runtime.hostfacts import Host
-from runtime.launch import server_command
+from runtime.launch import LaunchCommand, server_command
 from runtime.layout import Prefix, Release
 
+PROBE_MODULE: Final = "runtime.server.probe"
 EMBEDDING_TOLERANCE: Final = 1e-3
 """Largest difference of one component that another CPU kind may make, vectors being of length 1."""
 
@@ -86,14 +87,28 @@ def describe_asked(asked: Asked, manifest: Manifest) -> tuple[str, list[str]]:
     return f"{len(manifest.models)} models loaded and asked, no network{told}", asked.problems
 
 
-def ask_models(prefix: Prefix, release: Release, manifest: Manifest, *, host: Host | None = None) -> Asked:
+def ask_models(
+    prefix: Prefix,
+    release: Release,
+    manifest: Manifest,
+    *,
+    host: Host | None = None,
+    command: LaunchCommand | None = None,
+) -> Asked:
     """Load every model in the sealed environment, ask its probes, compare with the recorded answers.
+
+    Args:
+        prefix: Where the release is.
+        release: Whose models are asked.
+        manifest: The release's.
+        host: Counts the packets that the kernel refuses.
+        command: What asks them, in place of the release's own Python.
 
     Raises:
         AdapterError: The probing process itself does not run.
     """
     host = host or Host()
-    command = server_command(prefix, release, "runtime.server.probe", ())
+    command = command or server_command(prefix, release, PROBE_MODULE, ())
     before = host.unroutable()
     done = subprocess.run(
         command.arguments, env=command.environment, capture_output=True, text=True, check=False, cwd=prefix.var

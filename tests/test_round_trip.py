@@ -105,7 +105,9 @@ def test_rehearse_says_what_it_did(builder: Builder, release_key: Key) -> None:
     tar, kit = build(builder, release_key, "--no-rehearsal")
     before = tree_of(tar.parent)
     document = builder.json("rehearse", tar, "--trust", kit / "allowed_signers")
-    assert document == {"bundle": str(tar), "rehearsed": True}
+    assert (document["bundle"], document["rehearsed"]) == (str(tar), True)
+    assert set(document) == {"bundle", "digest", "not_rehearsed", "rehearsed"}
+    assert document["digest"] == builder.json("inspect", tar)["digest"]
     assert tree_of(tar.parent) == before
     stranger = make_key(builder.folder / "stranger", "stranger@example.com")
     code, told = builder.refused("rehearse", tar, "--trust", stranger.allowed_signers)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from bundler.cli.registries import bundle_arguments
-from bundler.cli.shared import PATH, answer, command, json_option, size_text, step, volumes_option
+from bundler.cli.shared import (
+    PATH,
+    answer,
+    command,
+    evidence_option,
+    json_option,
+    read_signer,
+    size_text,
+    step,
+    volumes_option,
+)
 from manifests.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,14 +26,15 @@ if TYPE_CHECKING:
 
 @command("inspect")
 @bundle_arguments("bundle")
+@evidence_option
 @volumes_option
 @json_option
-def inspect(bundle: "Path | Remote", volumes: tuple[Path, ...], *, as_json: bool) -> None:
-    """Say what is in BUNDLE and whose signatures it bears; nothing is trusted."""
+def inspect(bundle: "Path | Remote", evidence: Path | None, volumes: tuple[Path, ...], *, as_json: bool) -> None:
+    """Say what is in BUNDLE, what of it was rehearsed, and whose signatures it bears; nothing is trusted."""
     from bundler.review.summary import inspect_bundle, summary_lines
     from manifests.sources import Supply
 
-    document = inspect_bundle(bundle, Supply(folders=volumes))
+    document = inspect_bundle(bundle, Supply(folders=volumes), evidence)
     answer(document, "\n".join(summary_lines(document)), as_json=as_json)
 
 
@@ -67,17 +78,44 @@ def extract_chunks(
 @click.argument("bundle", type=PATH)
 @click.option("--trust", type=PATH, required=True, metavar="FILE", help="allowed_signers of whoever signed it.")
 @click.option("--base", type=PATH, metavar="BUNDLE", help="Of a delta: the bundle that it was made to.")
+@click.option(
+    "--evidence", type=PATH, metavar="FILE", help="Write down what was rehearsed. [default with --key: beside BUNDLE]"
+)
+@click.option("--key", metavar="FILE", help="Sign the evidence: OpenSSH Ed25519 private key, or agent:FINGERPRINT.")
 @volumes_option
 @json_option
-def rehearse(bundle: Path, trust: Path, base: Path | None, volumes: tuple[Path, ...], *, as_json: bool) -> None:
+def rehearse(
+    bundle: Path,
+    trust: Path,
+    base: Path | None,
+    volumes: tuple[Path, ...],
+    *,
+    evidence: Path | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
     """Install BUNDLE in a namespace without network, verify it there and ask its models."""
+    from bundler.rehearsal.evidence import check_evidence_place, evidence_path, file_evidence
     from bundler.rehearsal.rehearse import open_base, rehearse_bundle
 
     if not trust.is_file():
         raise UsageError(f"{trust}: no such allowed_signers file", hint="bundler keygen writes PATH.allowed_signers")
+    signer = read_signer(key) if key is not None else None
+    place = evidence_path(bundle.name, bundle.parent) if evidence is None and signer is not None else evidence
+    if place is not None:
+        check_evidence_place(place, signer)
     text = trust.read_text(encoding="utf-8")
     with ExitStack() as stack:
         source = stack.enter_context(open_base(base, bundle)) if base is not None else None
         done = rehearse_bundle(bundle, text, step, volumes=volumes, base=source)
+    written = file_evidence(done, place, signer) if place is not None else ()
     what = "installed, verified and asked without network" if done.rehearsed else "not rehearsed here"
-    answer({"bundle": str(bundle), "rehearsed": done.rehearsed}, f"{bundle}: {what}", as_json=as_json)
+    document: dict[str, object] = {
+        "bundle": str(bundle),
+        "digest": done.digest,
+        "not_rehearsed": list(done.left_out),
+        "rehearsed": done.rehearsed,
+    }
+    document |= {"evidence": [str(path) for path in written]} if written else {}
+    lines = [f"{bundle}: {what}", *(f"{path}{'' if signer else '  not signed'}" for path in written)]
+    answer(document, "\n".join(lines), as_json=as_json)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from bundler.cli.shared import PATH, answer, command, json_option, progress, volumes_option
+from bundler.cli.shared import PATH, answer, command, evidence_option, json_option, progress, volumes_option
 from manifests.errors import UsageError
 
 
@@ -16,6 +16,7 @@ from manifests.errors import UsageError
 @click.option("--trust", type=PATH, metavar="FILE", help="allowed_signers of whoever signed it: verify the signature.")
 @click.option("--audit", is_flag=True, help="Ask pip-audit for known vulnerabilities; needs a network.")
 @click.option("--language", type=click.Choice(["en", "ko"]), default="en", show_default=True, help="Shown first.")
+@evidence_option
 @volumes_option
 @json_option
 def report(
@@ -25,6 +26,7 @@ def report(
     trust: Path | None,
     volumes: tuple[Path, ...],
     *,
+    evidence: Path | None,
     language: str,
     audit: bool,
     as_json: bool,
@@ -48,6 +50,7 @@ def report(
         trust=parse_allowed_signers(trust.read_text(encoding="utf-8"), where=str(trust)) if trust else None,
         auditor=PipAudit() if audit else None,
         supply=supply,
+        evidence=evidence,
     )
     with open_medium(bundle, supply) as medium:
         total = parse_manifest(medium.manifest_bytes).payload_size

@@ -19,6 +19,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 volumes_option = click.option(
     "--volumes", type=PATH, multiple=True, metavar="DIR", help="Another folder with volumes; may be given again."
 )
+evidence_option = click.option(
+    "--evidence",
+    type=PATH,
+    metavar="FILE",
+    help="The evidence of its rehearsal. [default: what lies beside the bundle]",
+)
 target_option = click.option(
     "--target",
     "platform",

@@ -11,7 +11,7 @@ from bundler.contents.ragtrace import ragtrace_kit
 from bundler.contents.render import SUMS_PATH, Subject, render_payload, sums_text
 from bundler.lock import Lock, LockedFile
 from bundler.packages.interpreter_check import unpacked_size
-from bundler.review.licenses import INDEX_PATH, collect_licenses, review_wheels
+from bundler.review.licenses import INDEX_PATH, collect_licenses, interpreter_texts, review_wheels
 from bundler.review.policy import check_lock_policy
 from bundler.review.sbom import SBOM_PATH, make_sbom
 from bundler.selfpack import WHEEL_NAME, runtime_pyz, runtime_wheel
@@ -59,7 +59,7 @@ def compose(lock: Lock, store: Store) -> Composition:
         "bootstrap/runtime.pyz": runtime_pyz(),
         f"wheels/{WHEEL_NAME}": runtime_wheel(),
     }
-    licenses = collect_licenses(lock, reviews)
+    licenses = collect_licenses(lock, reviews, interpreter_texts(lock, store))
     own = [_generated_entry(path, data) for path, data in generated.items()]
     generated |= {INDEX_PATH: licenses.index, SBOM_PATH: make_sbom(lock, reviews, own)}
     entries = [_stored_entry(file) for file in lock.all_files()]

@@ -1,6 +1,6 @@
 """The recorded answers in a lock: kept where nothing changed that they depend on, dropped with a note otherwise."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -28,7 +28,7 @@ def keep_answers(lock: Lock, previous: Lock | None, report: Callable[[str], None
     """Return a new lock with the answers of an earlier one, as far as they still hold.
 
     They hold for the same model files, adapter and settings, the same inputs, and the same versions of torch and
-    transformers.
+    transformers. So does how far a model's 8-bit vectors are from the exact ones, for all of its inputs together.
     """
     recorded = [probe for probe in (previous.probes if previous else ()) if probe.expect is not None]
     if previous is None or not recorded:
@@ -43,7 +43,12 @@ def keep_answers(lock: Lock, previous: Lock | None, report: Callable[[str], None
         if _question(probe) not in kept:
             why = reasons.get(probe.model, "it is gone") or "it is asked something else"
             report(f"model {probe.model}: its recorded answers are dropped: {why}; bundler lock --record")
-    return replace(lock, probes=tuple(probes))
+    agreement = {
+        name: item
+        for name, item in previous.rehearsal.agreement.items()
+        if reasons.get(name) == "" and _questions(name, probes) == _questions(name, previous.probes)
+    }
+    return replace(lock, probes=tuple(probes), rehearsal=replace(lock.rehearsal, agreement=agreement))
 
 
 def fill_answers(lock: Lock, models: Mapping[str, tuple[list[Json], Mapping[str, Json]]]) -> Lock:
@@ -76,6 +81,10 @@ def _changed(lock: Lock, previous: Lock, name: str) -> str:
 
 def _question(probe: Probe) -> tuple[str, tuple[str, ...]]:
     return probe.model, probe.inputs
+
+
+def _questions(model: str, probes: Iterable[Probe]) -> list[tuple[str, tuple[str, ...]]]:
+    return [_question(probe) for probe in probes if probe.model == model]
 
 
 def _versions(lock: Lock) -> Mapping[str, str]:

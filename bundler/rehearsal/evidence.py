@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,15 @@ from typing import Any, Final
 from bundler.rehearsal.importplan import SPEC_IMPORTS
 from bundler.sealing.keys import Signer
 from manifests.canonical import Json, encode_canonical
-from manifests.errors import AdapterError, InstallError, PolicyError, SealiftError, list_problems
+from manifests.errors import AdapterError, InstallError, PolicyError, SealiftError, UsageError, list_problems
 from manifests.files import write_atomic
 from manifests.manifest import Manifest
 from manifests.rehearsal import RehearsalPlan, plan_of
 from manifests.sshsig import REHEARSAL_NAMESPACE
 
 EVIDENCE_TYPE: Final = "urn:sealift:rehearsal:1"
+_TAR_SUFFIX: Final = re.compile(r"\.bundle\.tar(\.[0-9]+)?$", re.ASCII)
+_PLACES: Final = re.compile(r"(?<![\w./])/(?:[^\s/'\":,;]+/)+")
 AS_ROOT: Final = "an ordinary user: it was root, whom permissions don't stop"
 
 
@@ -29,6 +32,10 @@ class Rehearsal:
     ``reason`` is why this host could not run the bundle, empty where it did. ``steps`` are the runtime's commands with
     their seconds as text; ``kernel`` counts, for each, the packets that the kernel refused for want of a route, and is
     empty without a namespace. ``found`` is the document of ``runtime rehearse``.
+
+    Where the host could not run the bundle, ``host_wheels`` is the document of asking its models on this host's own
+    wheels, empty where nobody could, and ``unasked`` says of each model that was not asked so why. ``manifest`` and its
+    ``digest`` are the bundle's, where :func:`bundler.rehearsal.rehearse.rehearse_bundle` rehearsed it.
     """
 
     reason: str = ""
@@ -38,6 +45,10 @@ class Rehearsal:
     steps: Mapping[str, str] = field(default_factory=dict)
     kernel: Mapping[str, int] = field(default_factory=dict)
     found: Mapping[str, Any] = field(default_factory=dict)
+    host_wheels: Mapping[str, Any] = field(default_factory=dict)
+    unasked: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+    manifest: Manifest | None = None
 
     @property
     def rehearsed(self) -> bool:
@@ -55,6 +66,22 @@ class Rehearsal:
         """The versions that gave the answers, and the CPU's kind."""
         versions: Mapping[str, str] = self.found.get("versions", {})
         return versions
+
+    @property
+    def attempts(self) -> Sequence[Mapping[str, Any]]:
+        """Every attempt at the network, on the bundle's wheels or on this host's."""
+        return [*self.found.get("attempts", ()), *self.host_wheels.get("attempts", ())]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Everything that the rehearsal does not vouch for, in words."""
+        return tuple(not_rehearsed(self.manifest, self)) if self.manifest is not None else ()
+
+    @property
+    def agreement(self) -> Mapping[str, Mapping[str, Any]]:
+        """Model -> how its 8-bit vectors agree with the exact ones, where that was measured just now."""
+        agreement: Mapping[str, Mapping[str, Any]] = self.found.get("agreement", {})
+        return agreement
 
 
 def rehearsal_problem(rehearsal: Rehearsal, manifest: Manifest) -> SealiftError | None:
@@ -101,7 +128,7 @@ def _model_hint(problems: Sequence[str]) -> str:
 
 
 def _network_problem(rehearsal: Rehearsal, manifest: Manifest, plan: RehearsalPlan) -> SealiftError | None:
-    refused = [item for item in rehearsal.found.get("attempts", ()) if not item["allowed"]]
+    refused = [item for item in rehearsal.attempts if not item["allowed"]]
     if refused:
         words = [_attempt_words(item, manifest, plan) for item in refused]
         host = refused[0]["address"].partition(":")[0] or "*"
@@ -125,12 +152,14 @@ def evidence_document(manifest: Manifest, digest: str, rehearsal: Rehearsal) -> 
     """Return the content of ``NAME.rehearsal.json``; it names no host, no user and no folder."""
     return {
         "_type": EVIDENCE_TYPE,
-        "attempts": [dict(item) for item in rehearsal.found.get("attempts", ())],
+        "agreement": {name: dict(item) for name, item in rehearsal.agreement.items()},
+        "attempts": [dict(item) for item in rehearsal.attempts],
         "bundle": manifest.stem,
         "digest": digest,
         "host": host_kind(rehearsal),
+        "host_wheels": _host_wheels(rehearsal),
         "imports": list(rehearsal.found.get("imports", ())),
-        "models": [{key: value for key, value in model.items() if key != "answers"} for model in rehearsal.models],
+        "models": _without_answers(rehearsal.models),
         "not_rehearsed": list(not_rehearsed(manifest, rehearsal)),
         "rehearsed": rehearsal.rehearsed,
         "steps": [{"seconds": seconds, "step": step} for step, seconds in rehearsal.steps.items()],
@@ -138,6 +167,27 @@ def evidence_document(manifest: Manifest, digest: str, rehearsal: Rehearsal) -> 
         "unroutable": dict(rehearsal.kernel) if rehearsal.is_closed else None,
         "versions": dict(rehearsal.versions),
     }
+
+
+def _host_wheels(rehearsal: Rehearsal) -> Json:
+    """Return what the models did on this host's own wheels, not the target's; None where nobody asked them so."""
+    if not rehearsal.host_wheels:
+        return None
+    versions: Mapping[str, str] = rehearsal.host_wheels.get("versions", {})
+    return {"models": _without_answers(rehearsal.host_wheels.get("models", ())), "versions": dict(versions)}
+
+
+def nameless(value: Any, folder: Path) -> Any:  # noqa: ANN401 # parsed JSON, of the same shape as it was
+    """Return a document without the places of this host that messages name: ``folder`` and what lies above anything."""
+    if isinstance(value, str):
+        return _PLACES.sub("", value.replace(f"{folder.absolute()}/", ""))
+    if isinstance(value, Mapping):
+        return {key: nameless(item, folder) for key, item in value.items()}
+    return [nameless(item, folder) for item in value] if isinstance(value, list) else value
+
+
+def _without_answers(models: Sequence[Mapping[str, Any]]) -> list[Json]:
+    return [{key: value for key, value in model.items() if key != "answers"} for model in models]
 
 
 def host_kind(rehearsal: Rehearsal) -> dict[str, Json]:
@@ -157,7 +207,8 @@ def not_rehearsed(manifest: Manifest, rehearsal: Rehearsal) -> Iterator[str]:
     """Yield everything that the rehearsal does not vouch for, in words."""
     if rehearsal.reason:
         yield f"{rehearsal.reason}: installation, imports and network"
-        yield from (f"{rehearsal.reason}: model {model.name}, adapter {model.adapter}" for model in manifest.models)
+        for model in manifest.models:
+            yield f"{rehearsal.reason}: model {model.name}, adapter {model.adapter}{_instead(model.name, rehearsal)}"
         return
     if not rehearsal.is_closed:
         yield "native code's way to the network: this host has no namespaces, only Python's guard watched"
@@ -169,9 +220,53 @@ def not_rehearsed(manifest: Manifest, rehearsal: Rehearsal) -> Iterator[str]:
             yield f"model {model.name}: its answers were not compared, none are recorded"
 
 
+def _instead(name: str, rehearsal: Rehearsal) -> str:
+    """Return what was done with a model instead, on this host's own wheels, or why that wasn't possible either."""
+    if name in rehearsal.unasked:
+        return f", nor on this host's own wheels: {rehearsal.unasked[name]}"
+    model = next((item for item in rehearsal.host_wheels.get("models", ()) if item["name"] == name), None)
+    if model is None:
+        return ", nor on this host's own wheels: nobody came as far as this one" if rehearsal.host_wheels else ""
+    versions: Mapping[str, str] = rehearsal.host_wheels.get("versions", {})
+    libraries = ", ".join(f"{item} {versions[item]}" for item in ("torch", "transformers") if item in versions)
+    where = f"on this host's own wheels, not the target's{f' ({libraries})' if libraries else ''}"
+    if model["problems"]:
+        return f"; {where}, it failed: {'; '.join(model['problems'])}"
+    return f"; {where}, it loaded and answered {model['probes']} probes, {model['compared']} as recorded"
+
+
 def evidence_path(tar_name: str, folder: Path) -> Path:
-    """Return where the evidence about a bundle goes: beside it."""
-    return folder / f"{tar_name.removesuffix('.bundle.tar')}.rehearsal.json"
+    """Return where the evidence about a bundle goes: beside it, whichever volume of it ``tar_name`` is."""
+    return folder / f"{_TAR_SUFFIX.sub('', tar_name)}.rehearsal.json"
+
+
+def check_evidence_place(path: Path, signer: Signer | None) -> None:
+    """Refuse, before a long rehearsal, a place where its evidence can't or mustn't be written.
+
+    Raises:
+        UsageError: There is no such folder; or signed evidence lies there, and this one would not be signed.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder for the evidence", hint="make it first, or name another file")
+    if signer is None and path.with_name(f"{path.name}.sig").exists():
+        msg = f"{path}: is signed evidence, and this rehearsal's would not be signed"
+        raise UsageError(msg, hint="sign it: --key FILE; or write it elsewhere: --evidence FILE")
+
+
+def file_evidence(done: Rehearsal, path: Path, signer: Signer | None) -> tuple[Path, ...]:
+    """Write the evidence of a rehearsal that :func:`bundler.rehearsal.rehearse.rehearse_bundle` returned.
+
+    Returns:
+        What was written: the evidence, and its signature where there is a signer.
+
+    Raises:
+        UsageError: As :func:`check_evidence_place`.
+        DiskError: It can't be written.
+    """
+    if done.manifest is None:
+        raise AssertionError("a rehearsal says of which bundle it was")
+    check_evidence_place(path, signer)
+    return write_evidence(path, evidence_document(done.manifest, done.digest, done), signer)
 
 
 def write_evidence(path: Path, document: Mapping[str, Json], signer: Signer | None) -> tuple[Path, ...]:

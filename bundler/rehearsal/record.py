@@ -16,6 +16,7 @@ from bundler.spec import Spec
 from bundler.store import Store
 from manifests.canonical import Json
 from manifests.pieces import Progress
+from manifests.rehearsal import parse_agreement
 
 
 def record_answers(
@@ -29,7 +30,9 @@ def record_answers(
     """Return the lock with the answers of its models, as this host gives them.
 
     Each probe's ``expect`` gets ``vectors`` and ``sparse``, or ``texts``, and ``versions``. A model without a probe
-    gets one. Where this host can't run the target, the lock stays as it is: what isn't recorded stays ``null``.
+    gets one. Of an embedder whose settings say ``int8`` it is recorded, too, how far its vectors are from the exact
+    ones, on the texts of its probes. Where this host can't run the target, the lock stays as it is: what isn't
+    recorded stays ``null``.
 
     Raises:
         SealiftError: The bundle can't be built, or fails its rehearsal.
@@ -41,7 +44,8 @@ def record_answers(
         report(f"unrecorded: {reason}")
         return lock
     asked = with_default_probes(lock)
-    fresh = replace(lock, probes=tuple(replace(probe, expect=None) for probe in asked))
+    unmeasured = replace(lock.rehearsal, agreement={})
+    fresh = replace(lock, probes=tuple(replace(probe, expect=None) for probe in asked), rehearsal=unmeasured)
     folder = spec.path.absolute().parent / f".{spec.path.stem}.record-{os.getpid()}"
     try:
         options = BuildOptions(output=folder, signer=None)
@@ -51,7 +55,11 @@ def record_answers(
     done = built.rehearsal
     if done is None:
         raise AssertionError("a build with the default options rehearses")
-    return fill_answers(fresh, {str(model["name"]): _answers(model, done, fresh) for model in done.models})
+    found = {name: parse_agreement(item, f"agreement.{name}") for name, item in done.agreement.items()}
+    for name, agreement in found.items():
+        report(f"model {name}: 8-bit against exact vectors: {agreement.words}")
+    measured = replace(fresh, rehearsal=replace(unmeasured, agreement=found))
+    return fill_answers(measured, {str(model["name"]): _answers(model, done, fresh) for model in done.models})
 
 
 def _answers(model: Mapping[str, Any], done: Rehearsal, lock: Lock) -> tuple[list[Json], dict[str, Json]]:

@@ -5,12 +5,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bundler.quickstart import ClosedSideError, Scene, play_closed_side
-from bundler.rehearsal.evidence import AS_ROOT, Rehearsal, not_rehearsed, rehearsal_problem
+from bundler.rehearsal.evidence import AS_ROOT, Rehearsal, nameless, not_rehearsed, rehearsal_problem
+from bundler.rehearsal.hostwheels import lay_out, missing_libraries, physical_memory, why_unasked
 from bundler.rehearsal.sandbox import Isolation, find_isolation
 from bundler.sealing.pack import Source
 from bundler.spec import host_target
@@ -37,8 +39,8 @@ def rehearse_bundle(
 ) -> Rehearsal:
     """Install a bundle into a throw-away prefix beside it, verify it there, import what it declares, ask its models.
 
-    Where this host can't run the target, the bundle is verified all the same, and ``report`` is told what is not
-    rehearsed.
+    Where this host can't run the target, the bundle is verified all the same, its models are asked on this host's own
+    wheels where it has those, and ``report`` is told what is not rehearsed.
 
     Args:
         path: A bundle that was signed by someone in ``trust``.
@@ -60,26 +62,18 @@ def rehearse_bundle(
         TrustError: Nobody in ``trust`` signed it.
         IntegrityError: It is damaged.
     """
-    with open_medium(path, Supply(folders=volumes)) as medium:
-        parsed = parse_allowed_signers(trust, where="the rehearsal's allowed_signers")
-        bundle = verify_trust(medium, parsed, now=datetime.now(UTC))
-        manifest, reason = bundle.manifest, unrehearsable(bundle.manifest.target)
-        medium.check_layout(manifest)
-        verifier = _read_verifier(medium, manifest)
-        left_out = tuple(entry for entry in manifest.files if not medium.carries(entry))
-        if medium.delta is not None and left_out and base is None and reason is None:
-            msg = f"{path}: is a delta to {medium.delta.base_label}, which a rehearsal needs, too"
-            raise UsageError(msg, hint=f"bundler rehearse {path} --base BUNDLE --trust FILE")
-    isolation = find_isolation()
-    report(f"rehearse in a {isolation.name}" if reason is None else f"verify in a {isolation.name}; {reason}")
+    subject = _examine(path, trust, volumes, base)
+    manifest, reason, isolation = subject.manifest, subject.reason, find_isolation()
+    report(f"verify in a {isolation.name}; {reason}" if reason else f"rehearse in a {isolation.name}")
     # The name is known before the folder is there, so that an interrupt at any instant leaves nothing.
     folder = _workplace(path, manifest) / f".rehearsal-{os.getpid()}"
     try:
-        scene = Scene(folder=folder, bundle=path, kit=_lay_kit(folder, verifier, trust), volumes=volumes)
-        if base is not None and left_out and reason is None:
-            report(f"put the {len(left_out)} files of the base into its store")
-            _fill_store(scene.prefix / "store", left_out, base)
-        done = _play(scene, manifest, isolation, reason or "")
+        scene = Scene(folder=folder, bundle=path, kit=_lay_kit(folder, subject.verifier, trust), volumes=volumes)
+        if base is not None and subject.left_out and not reason:
+            report(f"put the {len(subject.left_out)} files of the base into its store")
+            _fill_store(scene.prefix / "store", subject.left_out, base)
+        unpacked = _lay_models(scene, subject, base, report)
+        done = _play(scene, subject, isolation, unpacked)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for words in not_rehearsed(manifest, done):
@@ -88,7 +82,54 @@ def rehearse_bundle(
     return done
 
 
-def _play(scene: Scene, manifest: Manifest, isolation: Isolation, reason: str) -> Rehearsal:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What is rehearsed. ``reason`` is why it can't run here, empty where it can; ``left_out`` is a delta's.
+
+    ``unasked`` says of each model why it can't be asked on this host's own wheels either.
+    """
+
+    manifest: Manifest
+    digest: str
+    reason: str
+    verifier: bytes
+    left_out: tuple[FileEntry, ...]
+    unasked: Mapping[str, str]
+
+
+def _examine(path: Path, trust: str, volumes: tuple[Path, ...], base: Source | None) -> _Subject:
+    """Return what there is to rehearse, once its signature was verified."""
+    with open_medium(path, Supply(folders=volumes)) as medium:
+        parsed = parse_allowed_signers(trust, where="the rehearsal's allowed_signers")
+        bundle = verify_trust(medium, parsed, now=datetime.now(UTC))
+        manifest, reason = bundle.manifest, unrehearsable(bundle.manifest.target)
+        medium.check_layout(manifest)
+        left_out = tuple(entry for entry in manifest.files if not medium.carries(entry))
+        if medium.delta is not None and left_out and base is None and reason is None:
+            msg = f"{path}: is a delta to {medium.delta.base_label}, which a rehearsal needs, too"
+            raise UsageError(msg, hint=f"bundler rehearse {path} --base BUNDLE --trust FILE")
+        missing, memory = missing_libraries(), physical_memory()
+        return _Subject(
+            manifest=manifest,
+            digest=bundle.digest,
+            reason=reason or "",
+            verifier=_read_verifier(medium, manifest),
+            left_out=left_out,
+            unasked=why_unasked(medium, manifest, base, missing=missing, memory=memory) if reason else {},
+        )
+
+
+def _lay_models(scene: Scene, subject: _Subject, base: Source | None, report: Callable[[str], None]) -> Path | None:
+    """Lay out the models of a bundle that can't run here, None where there is nothing to be asked."""
+    if not subject.reason or len(subject.unasked) == len(subject.manifest.models):
+        return None
+    report("ask its models on this host's own wheels, not the target's")
+    with open_medium(scene.bundle, Supply(folders=scene.volumes)) as medium:
+        medium.check_layout(subject.manifest)
+        return lay_out(medium, subject.manifest, scene.prefix / "releases", base, subject.unasked)
+
+
+def _play(scene: Scene, subject: _Subject, isolation: Isolation, unpacked: Path | None) -> Rehearsal:
     """Rehearse, and raise what keeps the bundle from being signed."""
     steps, kernel, facts = dict[str, str](), dict[str, int](), dict[str, Any]()
 
@@ -97,24 +138,30 @@ def _play(scene: Scene, manifest: Manifest, isolation: Isolation, reason: str) -
             steps[event["step"]] = event["seconds"]
         elif event["event"] == "kernel":
             kernel[event["step"]] = event["count"]
-        elif event["event"] in {"user", "evidence"}:
-            facts[event["event"]] = event.get("document", event.get("name"))
+        elif event["event"] in {"user", "evidence", "host wheels", "unasked"}:
+            facts[event["event"]] = event.get("document", event.get("name", event.get("text")))
 
     failed: ClosedSideError | None = None
+    asked = {"unpacked": str(unpacked)} if unpacked is not None else {}
     try:
-        play_closed_side(scene, {}, tell, isolation, rehearsal={"runs_here": not reason})
+        play_closed_side(scene, {}, tell, isolation, rehearsal={"runs_here": not subject.reason, **asked})
     except ClosedSideError as error:
         failed = error
+    crashed = dict.fromkeys((model.name for model in subject.manifest.models), facts.get("unasked", ""))
     done = Rehearsal(
-        reason=reason,
+        reason=subject.reason,
         isolation=isolation.name,
         is_closed=isolation.is_namespace,
         user=facts.get("user", ""),
         steps=steps,
         kernel=kernel,
         found=facts.get("evidence", {}),
+        host_wheels=nameless(facts.get("host wheels", {}), scene.folder),
+        unasked={**(nameless(crashed, scene.folder) if "unasked" in facts else {}), **subject.unasked},
+        digest=subject.digest,
+        manifest=subject.manifest,
     )
-    problem = rehearsal_problem(done, manifest)
+    problem = rehearsal_problem(done, subject.manifest)
     if problem is not None and (failed is None or "evidence" in facts):
         raise problem
     if failed is not None:

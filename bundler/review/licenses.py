@@ -25,10 +25,15 @@ from manifests.canonical import Json
 from manifests.errors import IntegrityError
 from manifests.manifest import FileEntry
 from manifests.paths import path_problem
+from manifests.standalone import read_archive
 
 LICENSES_FOLDER: Final = "docs/licenses"
 INDEX_PATH: Final = f"{LICENSES_FOLDER}/index.json"
 _RECORD_KIND: Final = "wheel-review-1"
+_PYTHON_KIND: Final = "interpreter-licenses-1"
+_PYTHON_TEXT: Final = re.compile(r"(?:lib/python3\.[0-9]+/)?LICENSE(?:\.txt)?|licenses/[^/]+")
+PYTHON_LICENSE: Final = "Python-2.0"
+"""The licence of every CPython."""
 _METADATA_LIMIT: Final = 4 * 1024 * 1024
 _TEXT_LIMIT: Final = 8 * 1024 * 1024
 _MOST_TEXTS: Final = 1000
@@ -178,6 +183,43 @@ def review_wheels(lock: Lock, store: Store) -> dict[str, WheelReview]:
     return {file.path: load_review(store, file.sha256, file.path) for file in (lock.installer, *lock.wheels)}
 
 
+def interpreter_texts(lock: Lock, store: Store) -> tuple[LicenseText, ...]:
+    """Return the licence texts in the archive of a lock's interpreter; they are in the store, and looked for once.
+
+    An ``install_only`` archive has CPython's own, ``lib/python3.N/LICENSE.txt`` (``LICENSE.txt`` on Windows), and those
+    of the libraries that are linked into it only where there is a folder ``licenses/``.
+
+    Raises:
+        IntegrityError: The archive isn't in the store, or can't be read.
+    """
+    if lock.python is None:
+        return ()
+    sha256, label = lock.python.file.sha256, lock.python.file.path
+    known = _parse_texts(store.record(_PYTHON_KIND, sha256))
+    if known is not None and all(text.sha256 in store for text in known):
+        return known
+    texts = []
+    try:
+        with store.path(sha256).open("rb") as stream:
+            for member, content in read_archive(stream, label):
+                if content is not None and _PYTHON_TEXT.fullmatch(member.path) and member.size <= _TEXT_LIMIT:
+                    digest = store.add_stream(BytesIO(content.read()))
+                    texts.append(LicenseText(name=member.path, sha256=digest.sha256, size=digest.size))
+    except OSError as error:
+        msg = f"the interpreter's archive is not in the store: {error.strerror}"
+        raise IntegrityError(msg, hint="bundler lock SPEC fetches it again") from None
+    store.write_record(_PYTHON_KIND, sha256, [[text.name, text.sha256, text.size] for text in texts])
+    return tuple(texts)
+
+
+def _parse_texts(record: Json) -> tuple[LicenseText, ...] | None:
+    """Return recorded texts; a damaged record counts as none."""
+    try:
+        return tuple(LicenseText(name=name, sha256=sha256, size=size) for name, sha256, size in record)  # type: ignore[misc,union-attr,arg-type] # whatever else it is raises here
+    except (TypeError, ValueError):
+        return None
+
+
 def component_of(path: str) -> str:
     """Return ``NAME-VERSION`` of a wheel by its file name, or that name as it is."""
     filename = path.rpartition("/")[2]
@@ -196,15 +238,27 @@ class CollectedLicenses:
     index: bytes
 
 
-def collect_licenses(lock: Lock, reviews: Mapping[str, WheelReview]) -> CollectedLicenses:
-    """Return every licence text of a bundle; same lock, same bytes."""
+def collect_licenses(
+    lock: Lock, reviews: Mapping[str, WheelReview], interpreter: Iterable[LicenseText] = ()
+) -> CollectedLicenses:
+    """Return every licence text of a bundle; same lock, same bytes.
+
+    Args:
+        lock: What travels.
+        reviews: As :func:`review_wheels` returns them.
+        interpreter: As :func:`interpreter_texts` returns them.
+    """
     entries: list[FileEntry] = []
     index: list[Json] = []
     for file in sorted((lock.installer, *lock.wheels), key=lambda file: file.path):
         review = reviews[file.path]
-        found = list(_wheel_entries(file, review))
+        found = list(_text_entries(f"wheels/{component_of(file.path)}", file, review.texts))
         entries += found
         index.append(_index_item(file.path, review.license, review.license_from, found))
+    if lock.python is not None:
+        found = list(_text_entries(f"python/cpython-{lock.python.version}", lock.python.file, tuple(interpreter)))
+        entries += found
+        index.append(_index_item(lock.python.file.path, PYTHON_LICENSE, "declared", found))
     for model in sorted(lock.models, key=lambda model: model.entry.name):
         found = list(_model_entries(model))
         entries += found
@@ -219,10 +273,10 @@ def _index_item(path: str, license_: str, source: str, entries: Iterable[FileEnt
     return {"license": license_ or None, "license_from": source or None, "path": path, "texts": texts}
 
 
-def _wheel_entries(file: LockedFile, review: WheelReview) -> Iterator[FileEntry]:
-    folder = f"{LICENSES_FOLDER}/wheels/{component_of(file.path)}"
-    names = _safe_names([text.name for text in review.texts], folder)
-    for text in review.texts:
+def _text_entries(name: str, file: LockedFile, texts: tuple[LicenseText, ...]) -> Iterator[FileEntry]:
+    folder = f"{LICENSES_FOLDER}/{name}"
+    names = _safe_names([text.name for text in texts], folder)
+    for text in texts:
         path = f"{folder}/{names[text.name]}"
         yield _entry(path, text.size, text.sha256, file.origin)
 

@@ -26,6 +26,7 @@ from bundler.review.findings import (
 )
 from bundler.review.licenses import WheelReview, component_of, review_wheel
 from bundler.review.payload import open_payload
+from bundler.review.rehearsed import EvidenceSource, find_evidence, read_evidence
 from bundler.review.sbom import SBOM_LIMIT, SBOM_PATH, Listed, ReadSbom, read_sbom, sbom_problem
 from bundler.review.secretscan import find_secrets
 from bundler.review.spdx import model_license
@@ -33,10 +34,11 @@ from bundler.snapshots.modelfacts import ModelFacts, find_facts_in
 from manifests.bundle import carried_files, verify_content
 from manifests.canonical import Json
 from manifests.errors import IntegrityError, PolicyError, SealiftError, SourceError, TrustError, UsageError
-from manifests.manifest import FileEntry, Manifest, manifest_digest, parse_manifest
+from manifests.manifest import FileEntry, Manifest, ModelEntry, manifest_digest, parse_manifest
 from manifests.medium import Medium, open_medium
 from manifests.pieces import Progress
 from manifests.policy import Policy, parse_policy
+from manifests.rehearsal import declares_int8, plan_of
 from manifests.sources import Supply
 from manifests.sshsig import BUNDLE_NAMESPACE, parse_signatures
 from manifests.trust import TrustRoot, verify_signatures
@@ -49,7 +51,8 @@ class ReportOptions:
     """What a report is asked for.
 
     ``now`` is the time that signatures are judged by and that the report bears; ``base`` is the earlier delivery;
-    ``trust`` None leaves signatures unverified; ``auditor`` None leaves vulnerabilities unchecked.
+    ``trust`` None leaves signatures unverified; ``auditor`` None leaves vulnerabilities unchecked; ``evidence`` is the
+    rehearsal's, None for what lies beside the bundle.
     """
 
     now: datetime
@@ -57,6 +60,7 @@ class ReportOptions:
     trust: TrustRoot | None = None
     auditor: Auditor | None = None
     supply: Supply | None = None
+    evidence: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +96,13 @@ def make_report(bundle: Path, options: ReportOptions, progress: Progress) -> Rep
         progress: Told of every payload byte that is verified.
 
     Raises:
-        UsageError: There is nothing at ``bundle``.
+        UsageError: There is nothing at ``bundle``, or no evidence where it was said to be.
         IntegrityError: It is no bundle; damage to its files is part of the report.
         DiskError: It can't be read.
     """
     with open_medium(bundle, options.supply) as medium:
         manifest = parse_manifest(medium.manifest_bytes)
+        rehearsal = _rehearsal(bundle, medium, manifest, options)
         seen = _read(medium, manifest, progress)
         signatures = _signatures(medium, options)
         audit = _audit(manifest, options, seen)
@@ -105,6 +110,7 @@ def make_report(bundle: Path, options: ReportOptions, progress: Progress) -> Rep
         document: dict[str, Json] = {
             **_heading(medium, manifest, options),
             "signatures": signatures,
+            "rehearsal": rehearsal,
             "content": {
                 "problems": list(seen.problems),
                 "unread": list(seen.unread),
@@ -144,6 +150,12 @@ def _heading(medium: Medium, manifest: Manifest, options: ReportOptions) -> dict
         },
         "reported": f"{options.now:%Y-%m-%dT%H:%M:%SZ}",
     }
+
+
+def _rehearsal(bundle: Path, medium: Medium, manifest: Manifest, options: ReportOptions) -> Json:
+    place = options.evidence or find_evidence(bundle, manifest.stem)
+    source = EvidenceSource(path=options.evidence, trust=options.trust, now=options.now)
+    return read_evidence(place, manifest_digest(medium.manifest_bytes), source)
 
 
 def _signatures(medium: Medium, options: ReportOptions) -> dict[str, Json]:
@@ -300,6 +312,7 @@ def _model(manifest: Manifest, path: str, seen: _Seen) -> dict[str, Json]:
         "confirmed_files": sum(1 for item in confirmed if item),
         "facts": facts.to_json() if facts else {},
         "files": [_plain(entry) for entry in files],
+        "int8": _int8(manifest, model),
         "license": _model_license(path, seen),
         "name": model.name,
         "origin": model.origin,
@@ -308,6 +321,17 @@ def _model(manifest: Manifest, path: str, seen: _Seen) -> dict[str, Json]:
         "source": ", ".join(sources),
         "version": model.origin.rpartition("@")[2] if "@" in model.origin else _listed(seen, path).version,
     }
+
+
+def _int8(manifest: Manifest, model: ModelEntry) -> Json:
+    """Return how far a model's 8-bit numbers are from exact ones, None where its settings don't ask for any."""
+    if not declares_int8(model.settings):
+        return None
+    try:
+        agreement = plan_of(manifest.launch).agreement.get(model.name)
+    except IntegrityError:
+        agreement = None
+    return {"measured": None} if agreement is None else {"measured": agreement.to_json(), "words": agreement.words}
 
 
 def _plain(entry: FileEntry) -> dict[str, Json]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from bundler.lock import Lock, LockedFile, LockedModel
-from bundler.review.licenses import LICENSES_FOLDER, WheelReview
+from bundler.review.licenses import LICENSES_FOLDER, PYTHON_LICENSE, WheelReview
 from bundler.review.spdx import model_license
 from manifests import __version__
 from manifests.canonical import Json
@@ -175,7 +175,7 @@ def _interpreter(lock: Lock) -> dict[str, Json]:
         "name": "cpython",
         "version": python.version,
         "hashes": _hashes(python.file.sha256),
-        **_licenses("Python-2.0", is_declared=True),
+        **_licenses(PYTHON_LICENSE, is_declared=True),
         **({"purl": python.file.origin} if python.file.origin.startswith("pkg:") else {}),
         **_references(python.file),
         "properties": _properties(_facts(python.file)),

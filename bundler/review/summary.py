@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bundler.review.rehearsed import EvidenceSource, evidence_lines, find_evidence, read_evidence
 from manifests.canonical import Json
 from manifests.delta import Delta
 from manifests.errors import TrustError
@@ -14,27 +15,38 @@ from manifests.sources import Supply
 from manifests.sshsig import BUNDLE_NAMESPACE, parse_signatures
 
 
-def inspect_bundle(path: Path | Remote, supply: Supply | None = None) -> Mapping[str, Json]:
-    """Return what a bundle says of itself, as a JSON document; ``supply`` as for :func:`open_medium`.
+def inspect_bundle(
+    path: Path | Remote, supply: Supply | None = None, evidence: Path | None = None
+) -> Mapping[str, Json]:
+    """Return what a bundle says of itself, and its evidence of a rehearsal, as a JSON document.
 
     The layout is checked against the manifest, contents are not (``runtime verify`` does that).
 
+    Args:
+        path: The bundle.
+        supply: As for :func:`open_medium`.
+        evidence: Where the evidence is; None for beside the bundle.
+
     Raises:
         IntegrityError: Not a bundle, malformed, truncated.
+        UsageError: The evidence that was named isn't there.
     """
     with open_medium(path, supply) as medium:
         manifest = parse_manifest(medium.manifest_bytes)
         medium.check_layout(manifest)
         signatures = _signatures(medium.manifest_bytes, medium.signature_slot)
+        digest = manifest_digest(medium.manifest_bytes)
+        place = evidence or find_evidence(path, manifest.stem)
         return {
             "bundle": manifest.stem,
             "created": manifest.created,
             "delta": _delta(medium.delta, manifest),
-            "digest": manifest_digest(medium.manifest_bytes),
+            "digest": digest,
             "files": [entry.to_json() for entry in manifest.files],
             "kinds": _kinds(manifest),
             "models": [{"adapter": m.adapter, "name": m.name, "origin": m.origin} for m in manifest.models],
             "name": manifest.name,
+            "rehearsal": read_evidence(place, digest, EvidenceSource(path=evidence)),
             "sequence": manifest.sequence,
             "signatures": signatures,
             "size": manifest.payload_size,
@@ -98,6 +110,9 @@ def summary_lines(document: Mapping[str, Json]) -> Iterator[str]:
                 yield f"  {kind:10} {numbers['files']:>5} files {format_size(size if isinstance(size, int) else 0):>10}"
     for model in _objects(document["models"]):
         yield f"model {model['name']} ({model['adapter']}) from {model['origin']}"
+    rehearsal = document["rehearsal"]
+    if isinstance(rehearsal, Mapping):
+        yield from evidence_lines(rehearsal)
     signatures = list(_objects(document["signatures"]))
     for item in signatures:
         fits = "fits the manifest" if item.get("fits") else "does NOT fit the manifest"

@@ -3,18 +3,21 @@
 import base64
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from bundler.selfpack import WHEEL_NAME, runtime_wheel
 from manifests.canonical import Json
 from manifests.manifest import ModelEntry, Probe
 from manifests.rehearsal import AllowedAttempt, RehearsalPlan
 from runtime.probe import SPARSE_TOLERANCE, Asked, AskedModel, judge_answer
 from runtime.rehearsal import Rehearsed
 from runtime.smoke import ImportAttempt, ImportFailure, unexcused
-from tests.factories import Content, Key
+from tests.factories import Content, Key, make_manifest, make_release_folder
 from tests.factories_closed import ClosedBundle, Host, closed_files, make_closed_bundle, make_host
 from tests.factories_wheels import make_wheel
 
@@ -142,3 +145,43 @@ def test_the_command_tells_what_is_excused(tmp_path: Path, key: Key, payload: Ma
     (attempt,) = document["attempts"]
     assert (attempt["module"], attempt["allowed"], attempt["address"]) == ("yaml", "known", "192.0.2.1:80")
     assert document["unroutable"]["imports"] == 0
+
+
+def test_what_asking_on_other_libraries_needs(tmp_path: Path, host: Host, first: ClosedBundle) -> None:
+    prefix, output = tmp_path / "prefix", tmp_path / "found.json"
+    manifest = make_manifest({"models/m/config.json": b"{}"}, models=(MODEL,))
+    folder = make_release_folder(prefix / "releases", manifest)
+    words = ("rehearse", "--prefix", prefix, "--output", output, "--unpacked", folder)
+    done = host.runtime(first.pyz, *words)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: rehearse takes --unpacked and --python together, or neither\nhint: runtime rehearse --help\n"
+    )
+    done = host.runtime(first.pyz, *words, "--python", host.python)
+    assert done.returncode == 5
+    assert done.stderr == f"error: {folder}: holds no wheels/sealift-*.whl\n"
+    assert not output.exists()
+
+
+def test_a_python_without_the_libraries_is_the_model_s_problem(tmp_path: Path, host: Host, first: ClosedBundle) -> None:
+    prefix, output = tmp_path / "prefix", tmp_path / "found.json"
+    manifest = make_manifest({"models/m/config.json": b"{}", "wheels/sealift-1-py3-none-any.whl": b""}, models=(MODEL,))
+    folder = make_release_folder(prefix / "releases", manifest)
+    for path, data in (("models/m/config.json", b"{}"), (f"wheels/{WHEEL_NAME}", runtime_wheel())):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    bare = make_venv(tmp_path / "bare")
+    words = ("rehearse", "--prefix", prefix, "--output", output, "--unpacked", folder, "--python", bare)
+    done = host.runtime(first.pyz, *words)
+    assert done.returncode == 9, done.stderr
+    document = json.loads(output.read_text())
+    (model,) = document["models"]
+    (problem,) = model["problems"]
+    assert problem.startswith("the models could not be asked, at model 'm': ModuleNotFoundError: No module named ")
+    assert (document["imports"], document["attempts"], document["agreement"]) == ([], [], {})
+
+
+def make_venv(folder: Path) -> Path:
+    """Return the Python of a virtual environment in which nothing is installed."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return folder / "bin" / "python"

@@ -3,10 +3,14 @@
 import fcntl
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from bundler.contents.render import Subject, render_payload
+from manifests.manifest import ModelEntry
+from runtime.gc import SETTINGS_NAMES
 from tests.factories import Key, tree_of
 from tests.factories_closed import ClosedBundle, Host
 from tests.factories_kill import Installer, clone
@@ -96,8 +100,60 @@ def test_purge_after_an_uninstall(pinned: Path, host: Host, first: ClosedBundle)
     assert host.runtime(first.pyz, *words).returncode == 2, "nothing is installed"
     purged = host.runtime(first.pyz, *words, "--purge", "--json")
     assert purged.returncode == 0, purged.stderr
-    assert json.loads(purged.stdout)["left"] == ["etc/mine.conf", "etc/offline.env"]
+    assert json.loads(purged.stdout)["left"] == ["etc/mine.conf"]
+    assert tree_of(pinned) == {"etc/mine.conf": b"x"}
     assert host.runtime(first.pyz, *words, "--purge").returncode == 2
+
+
+def purge(host: Host, bundle: ClosedBundle, prefix: Path) -> "subprocess.CompletedProcess[str]":
+    return host.runtime(bundle.pyz, "uninstall", "--prefix", prefix, "--yes", "--purge", "--json")
+
+
+def test_purge_takes_what_a_release_brought_that_is_gone(prefix: Path, host: Host, first: ClosedBundle) -> None:
+    """A service of an earlier bundle's, that the one which is live has no use for; and what a crash left of a write."""
+    (prefix / "etc/sealift.service").write_bytes(b"# of a bundle with models\n")
+    (prefix / "etc/.offline.env.7.7.partial").write_bytes(b"half")
+    (prefix / "etc/mine.service").write_bytes(b"x")
+    kept = clone(prefix, prefix.with_name("kept"))
+    done = host.runtime(first.pyz, "uninstall", "--prefix", kept, "--yes", "--json")
+    left = json.loads(done.stdout)["left"]
+    assert "etc/sealift.service" in left, "it may have been changed"
+    assert "etc/.offline.env.7.7.partial" not in left
+    done = purge(host, first, prefix)
+    assert (done.returncode, json.loads(done.stdout)["left"]) == (0, ["etc/mine.service"]), done.stderr
+    assert tree_of(prefix) == {"etc/mine.service": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ours"),
+    [
+        ("sealift.service", b"[Unit]\n", True),
+        ("offline.env", b"# `runtime launch` reads them for the server it\nX=1\n", True),
+        ("launch.sh", b"#!/bin/sh\nexec java -jar app.jar\n", False),
+        ("offline.env", b"X=1\n", False),
+    ],
+)
+def test_purge_of_what_an_uninstall_left(
+    tmp_path: Path, host: Host, first: ClosedBundle, *, name: str, content: bytes, ours: bool
+) -> None:
+    (tmp_path / "prefix/etc").mkdir(parents=True)
+    (tmp_path / "prefix/etc" / name).write_bytes(content)
+    done = purge(host, first, tmp_path / "prefix")
+    if ours:
+        assert (done.returncode, json.loads(done.stdout)["left"]) == (0, []), done.stderr
+        assert not (tmp_path / "prefix").exists()
+    else:
+        assert done.returncode == 2
+        assert f"error: {tmp_path}/prefix: nothing is installed here" in done.stderr
+        assert tree_of(tmp_path / "prefix") == {f"etc/{name}": content}
+
+
+def test_every_setting_that_an_install_writes_is_known_by_name(first: ClosedBundle) -> None:
+    """What a bundle with models renders into ``config/`` and an install copies to ``etc/``."""
+    model = ModelEntry(name="m", adapter="causal-lm", path="models/m", format="safetensors", origin="dir")
+    payload = render_payload(Subject(name="demo", version="1.0.0", target=first.manifest.target, models=(model,)))
+    copied = {path.rpartition("/")[2] for path in payload if path.startswith("config/") and not path.endswith(".yaml")}
+    assert copied == set(SETTINGS_NAMES)
 
 
 def test_a_signers_file_that_no_install_writes_stays(prefix: Path, host: Host, first: ClosedBundle) -> None:

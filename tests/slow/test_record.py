@@ -27,6 +27,13 @@ name = "llama"
 source = "dir:llama"
 adapter = "causal-lm"
 
+[[model]]
+name = "quick"
+source = "dir:xlmr"
+adapter = "bge-m3"
+[model.settings]
+int8 = true
+
 [[probe]]
 model = "xlmr"
 inputs = ["a ship carries sealed goods", "대한민국의 수도는 서울이다"]
@@ -82,9 +89,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 
 def test_what_is_recorded(recorded: Recorded) -> None:
-    assert (recorded.recorded["probes"], recorded.recorded["recorded"]) == (2, 2)
-    xlmr, llama = recorded.lock["probes"]
+    assert (recorded.recorded["probes"], recorded.recorded["recorded"]) == (3, 3)
+    xlmr, llama, quick = recorded.lock["probes"]
     assert (xlmr["model"], llama["model"], llama["kind"]) == ("xlmr", "llama", "chat")
+    assert (quick["model"], quick["kind"]) == ("quick", "embedding")
     assert llama["inputs"] == ["Is anyone there?", "거기 누구 있나요?"], "a model without a probe gets one"
     assert set(xlmr["expect"]) == {"sparse", "vectors", "versions"}
     assert len(xlmr["expect"]["vectors"]) == len(xlmr["expect"]["sparse"]) == 2
@@ -98,12 +106,27 @@ def test_what_is_recorded(recorded: Recorded) -> None:
     assert not list(recorded.folder.glob(".*record*")), "the throw-away bundle is gone"
 
 
+def test_how_far_8_bit_vectors_are_from_exact_ones_is_recorded_and_reported(recorded: Recorded, tmp_path: Path) -> None:
+    assert list(recorded.lock["rehearsal"]["agreement"]) == ["quick"], "the others are exact"
+    measured = recorded.lock["rehearsal"]["agreement"]["quick"]
+    assert (measured["texts"], measured["top"], measured["overlap"]) == (2, 1, "1.0000")
+    assert 0.99 < float(measured["cosine_min"]) <= float(measured["cosine_mean"]) < 1
+    bundle = recorded.folder / recorded.built["bundle"]
+    answer(recorded.folder, "report", bundle, "--output", tmp_path)
+    models = {model["name"]: model for model in json.loads((tmp_path / "report.json").read_text())["models"]}
+    assert models["quick"]["int8"]["measured"] == measured
+    assert models["xlmr"]["int8"] is None
+    evidence = json.loads((recorded.folder / recorded.built["evidence"][0]).read_bytes())
+    assert evidence["agreement"] == {}, "what is recorded isn't measured again"
+
+
 def test_the_rehearsal_compared(recorded: Recorded) -> None:
     evidence, signature = (recorded.folder / path for path in recorded.built["evidence"])
     document = json.loads(evidence.read_bytes())
     assert [(model["name"], model["probes"], model["compared"]) for model in document["models"]] == [
         ("xlmr", 1, 1),
         ("llama", 1, 1),
+        ("quick", 1, 1),
     ]
     assert document["attempts"] == []
     assert "torch" in document["imports"]

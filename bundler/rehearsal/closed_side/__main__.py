@@ -50,7 +50,8 @@ def _play(part: Mapping[str, Any]) -> None:
         volumes=tuple(Path(folder).absolute() for folder in part["stage"].get("volumes", ())),
     )
     if (rehearsal := part.get("rehearsal")) is not None:
-        rehearse(stage, _tell, runs_here=rehearsal["runs_here"], closed=part["closed"])
+        unpacked = Path(rehearsal["unpacked"]).absolute() if rehearsal.get("unpacked") else None
+        rehearse(stage, _tell, runs_here=rehearsal["runs_here"], closed=part["closed"], unpacked=unpacked)
     else:
         play(stage, part["questions"], part["port"], _tell)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bundler.rehearsal.closed_side import Stage, Tell, run_step
+from bundler.rehearsal.closed_side import Stage, StepFailed, Tell, run_step
 from bundler.rehearsal.sandbox import empty_environment
 
 NOBODY: Final = 65534
@@ -27,15 +27,19 @@ open(home + "/.reached", "wb").close()
 """
 
 
-def rehearse(stage: Stage, tell: Tell, *, runs_here: bool, closed: bool) -> None:
+def rehearse(stage: Stage, tell: Tell, *, runs_here: bool, closed: bool, unpacked: Path | None = None) -> None:
     """Verify the bundle and, where this host can run it, install it, verify the release, import and ask.
+
+    Where it can't, the models in ``unpacked`` are asked on this host's own wheels.
 
     Args:
         stage: Where.
         tell: Gets every event; besides those of a step ``user`` (``root`` or ``ordinary``), ``kernel`` (packets that it
-            refused for want of a route during a step) and ``evidence`` (what the runtime found).
+            refused for want of a route during a step), ``evidence`` (what the runtime found), and ``host wheels`` (what
+            it found on this host's own wheels) or ``unasked`` (why it found nothing there).
         runs_here: Whether this host can run the bundle's target.
         closed: Whether the kernel closes the network, so that its view says something.
+        unpacked: The bundle's models, laid out below the prefix as a release; None where nobody asks them.
 
     Raises:
         StepFailed: A step ended with another status than 0.
@@ -46,6 +50,8 @@ def rehearse(stage: Stage, tell: Tell, *, runs_here: bool, closed: bool) -> None
     with _kernel_s_view("verify bundle", tell, closed=closed):
         run_step(stage, "verify bundle", ["verify", bundle, "--trust", trust, *stage.more], tell)
     if not runs_here:
+        if unpacked is not None:
+            _ask_on_host_wheels(stage, unpacked, tell, closed=closed)
         return
     with _kernel_s_view("install", tell, closed=closed):
         run_step(stage, "install", ["install", bundle, "--prefix", prefix, "--trust", trust, *stage.more], tell)
@@ -58,6 +64,23 @@ def rehearse(stage: Stage, tell: Tell, *, runs_here: bool, closed: bool) -> None
         finally:
             if found.exists():
                 tell({"event": "evidence", "document": json.loads(found.read_bytes())})
+
+
+def _ask_on_host_wheels(stage: Stage, unpacked: Path, tell: Tell, *, closed: bool) -> None:
+    """Ask models with the Python that runs this. One that fails there is told: it need not be the bundle's fault."""
+    found = stage.home / "host-wheels.json"
+    # The ordinary user may not reach this Python; whoever runs this does.
+    asking = stage if stage.python == sys.executable else replace(stage, python=sys.executable, user=None)
+    words = ["rehearse", "--prefix", str(stage.prefix), "--unpacked", str(unpacked), "--python", sys.executable]
+    with _kernel_s_view("ask on host wheels", tell, closed=closed):
+        try:
+            run_step(asking, "ask on host wheels", [*words, "--output", str(found)], tell)
+        except StepFailed as failed:
+            if not found.exists():
+                lines = failed.words.splitlines() or [f"it ended with status {failed.code}"]
+                tell({"event": "unasked", "text": next((x for x in lines if x.startswith("error: ")), lines[-1])})
+    if found.exists():
+        tell({"event": "host wheels", "document": json.loads(found.read_bytes())})
 
 
 def as_ordinary_user(stage: Stage) -> Stage:

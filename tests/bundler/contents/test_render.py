@@ -160,6 +160,14 @@ def test_the_install_guide_tells_of_launch_only_where_there_is_something_to_laun
     assert "python3 -I -S KIT/runtime.pyz launch --prefix /opt/demo --port 8000`\n" in with_model
 
 
+def test_the_install_guide_has_the_report_that_is_filed() -> None:
+    for models in ((), (model(),)):
+        text = render_payload(subject(*models))["docs/INSTALL.md"].decode()
+        command = "KIT/runtime.pyz verify --prefix /opt/demo --trust KIT/allowed_signers --report go-live`\n"
+        assert f"3. Verify before go-live, and file what it says: `python3 -I -S {command}" in text
+        assert "the page to be signed and filed, `go-live-RELEASE-TIME.html`, and its data;" in text
+
+
 def test_verify_text_names_the_bundle() -> None:
     text = render_verify_text(subject()).decode()
     assert "tar -xf demo-1.0.0-x86_64-manylinux_2_28-cp311-cpu.bundle.tar manifest.json manifest.json.sig\n" in text

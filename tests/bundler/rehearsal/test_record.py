@@ -19,7 +19,7 @@ from manifests.canonical import Json
 from manifests.errors import IntegrityError, SourceError
 from manifests.manifest import ModelEntry, Probe, Target
 from manifests.pieces import Silent
-from manifests.rehearsal import AllowedAttempt
+from manifests.rehearsal import AllowedAttempt, RecordedAgreement, RehearsalPlan
 from tests.factories_cli import Builder, wheel_links, write_spec
 from tests.factories_closed import HOST_TARGET
 from tests.factories_wheels import make_wheel
@@ -112,6 +112,21 @@ def test_the_answers_to_a_probe_that_recording_added_are_kept() -> None:
     assert kept.probes == previous.probes
     changed = keep_answers(make_lock(both[0], make_model("other", digest="b")), previous, lambda _: None)
     assert changed.probes == previous.probes[:1]
+
+
+def test_how_far_8_bit_vectors_are_is_kept_and_dropped_with_the_answers(tmp_path: Path) -> None:
+    found = RecordedAgreement(texts=1, cosine_min="0.998700", cosine_mean="0.998700")
+    measured = replace(RECORDED, rehearsal=RehearsalPlan(imports={"six": ("six",)}, agreement={"tiny": found}))
+    write_lock(tmp_path / "demo.lock", measured)
+    assert load_lock(tmp_path / "demo.lock") == measured
+    locked_again = replace(make_lock(), rehearsal=RehearsalPlan(imports={"six": ("six",)}))
+    assert keep_answers(locked_again, measured, lambda _: None) == measured
+    more = make_lock(probes=[PROBE, replace(PROBE, inputs=("Who?",))])
+    kept = keep_answers(more, measured, lambda _: None)
+    assert [probe.expect for probe in kept.probes] == [EXPECT, None], "this answer still holds"
+    assert kept.rehearsal.agreement == {}, "it was measured on other texts"
+    for changed in (make_lock(make_model("tiny", digest="b")), make_lock(torch="2.14.0+cpu")):
+        assert keep_answers(changed, measured, lambda _: None).rehearsal.agreement == {}
 
 
 def test_answers_are_filled_in_by_model_and_order(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rehearsing: what isn't one whole tar, what fails is named and never signed, and the evidence beside the bundle."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from bundler.quickstart import ClosedSideError
 from bundler.rehearsal.evidence import Rehearsal, evidence_document, not_rehearsed, rehearsal_problem
 from bundler.rehearsal.rehearse import rehearse_bundle
 from bundler.rehearsal.sandbox import find_isolation
+from bundler.sealing.keys import allowed_signers_line
 from manifests.canonical import Json, parse_canonical
 from manifests.errors import PolicyError
 from manifests.manifest import Target
@@ -96,7 +98,9 @@ def test_a_delta_in_volumes_is_rehearsed(builder: Builder, signer: Key, tmp_path
     assert f"error: {first}: is a delta to version 1.0.0, manifest digest " in told
     assert told.endswith(f"hint: bundler rehearse {first} --base BUNDLE --trust FILE\n")
     document = builder.json("rehearse", first, *trust, "--base", base_of(builder))
-    assert document == {"bundle": str(first), "rehearsed": True}
+    digest = load(evidence)["digest"]
+    left_out = load(evidence)["not_rehearsed"]
+    assert document == {"bundle": str(first), "digest": digest, "not_rehearsed": left_out, "rehearsed": True}
     code, told = builder.refused("rehearse", first, *trust, "--base", first)
     assert (code, "the delta is to version 1.0.0, manifest digest " in told) == (5, True)
 
@@ -110,6 +114,67 @@ def test_volumes_on_two_disks_are_rehearsed(builder: Builder, signer: Key, tmp_p
         path.rename(tmp_path / "b" / path.name)
     done = builder.json("rehearse", volumes[0], "--trust", signer.allowed_signers, "--volumes", tmp_path / "b")
     assert done["rehearsed"]
+
+
+def test_a_later_rehearsal_leaves_evidence_too(builder: Builder, signer: Key, tmp_path: Path) -> None:
+    """Somebody else rehearses what was built without; report and inspect tell it, and whose word it is."""
+    built = builder.json("build", "demo.toml", "--output", tmp_path, "--key", signer.path, "--no-rehearsal")
+    bundle, trust = Path(built["bundle"]), ("--trust", signer.allowed_signers)
+    lines = builder.run("inspect", bundle).stdout.splitlines()
+    assert "NOT rehearsed as far as is known: there is no evidence beside the bundle" in lines
+    before = {path.name for path in tmp_path.iterdir()}
+    assert "evidence" not in builder.json("rehearse", bundle, *trust)
+    assert {path.name for path in tmp_path.iterdir()} == before, "nothing is written that nobody asked for"
+    tester = make_key(tmp_path / "tester", "test@example.com", seed=b"T" * 32)
+    document = builder.json("rehearse", bundle, *trust, "--key", tester.path)
+    evidence = bundle.with_name(bundle.name.replace(".bundle.tar", ".rehearsal.json"))
+    assert document["evidence"] == [str(evidence), f"{evidence}.sig"]
+    found = load(evidence)
+    assert (found["rehearsed"], found["digest"], found["imports"]) == (True, built["digest"], ["click", "six"])
+    assert (document["digest"], document["not_rehearsed"]) == (built["digest"], found["not_rehearsed"])
+    told = builder.json("inspect", bundle)["rehearsal"]
+    assert (told["rehearsed"], told["path"], told["verified"]) == (True, evidence.name, None)
+    assert told["signatures"] == [{"fingerprint": tester.public.fingerprint, "fits": True, "type": "ssh-ed25519"}]
+    both = tmp_path / "both"
+    both.write_text("".join(allowed_signers_line(one.public, one.identity) for one in (signer, tester)))
+    builder.json("report", bundle, "--output", tmp_path / "review", "--trust", both)
+    rehearsal = json.loads((tmp_path / "review/report.json").read_text())["rehearsal"]
+    assert (rehearsal["verified"], rehearsal["signers"]) == (True, ["test@example.com"])
+    builder.json("report", bundle, "--output", tmp_path / "review", *trust)
+    rehearsal = json.loads((tmp_path / "review/report.json").read_text())["rehearsal"]
+    assert (rehearsal["verified"], rehearsal["rehearsed"]) == (False, True)
+    words = f"it has 0 of 1 trusted signatures; key {tester.public.fingerprint} is not among the allowed signers"
+    assert rehearsal["signature_problem"] == words
+    code, told = builder.refused("rehearse", bundle, *trust, "--evidence", evidence)
+    assert (code, told) == (
+        2,
+        (
+            f"error: {evidence}: is signed evidence, and this rehearsal's would not be signed\n"
+            "hint: sign it: --key FILE; or write it elsewhere: --evidence FILE\n"
+        ),
+    )
+    other = tmp_path / "elsewhere.json"
+    done = builder.run("rehearse", bundle, *trust, "--evidence", other)
+    assert done.stdout == f"{bundle}: installed, verified and asked without network\n{other}  not signed\n"
+    assert not other.with_name("elsewhere.json.sig").exists()
+    line = next(
+        line for line in builder.run("inspect", bundle, "--evidence", other).stdout.splitlines() if "says" in line
+    )
+    assert line == f"rehearsed {load(other)['time']}, says elsewhere.json, not signed"
+
+
+def test_evidence_that_has_no_place(builder: Builder, signer: Key, tmp_path: Path) -> None:
+    words = ("rehearse", base_of(builder), "--trust", signer.allowed_signers, "--evidence", tmp_path / "no" / "e.json")
+    code, told = builder.refused(*words)
+    assert code == 2
+    assert told == (
+        f"error: {tmp_path}/no: no such folder for the evidence\nhint: make it first, or name another file\n"
+    )
+    code, told = builder.refused("inspect", base_of(builder), "--evidence", tmp_path / "e.json")
+    assert (code, told) == (
+        2,
+        f"error: {tmp_path}/e.json: no such evidence\nhint: bundler rehearse BUNDLE --trust FILE --evidence FILE\n",
+    )
 
 
 def planted(builder: Builder, folder: Path, requirement: str, more: str = "") -> Builder:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from bundler.contents.compose import compose
-from bundler.review.licenses import INDEX_PATH, load_review, review_wheel
+from bundler.lock import LockedPython
+from bundler.review.licenses import INDEX_PATH, interpreter_texts, load_review, review_wheel
 from bundler.review.spdx import canonical_license, identifiers, license_of, licenses_of_text, model_license, satisfies
 from bundler.store import Store
 from manifests.errors import IntegrityError
 from manifests.paths import find_collision
+from tests.factories_python import member, tar_gz
 from tests.factories_review import BSD, MIT, Sources, clean_lock
 
 
@@ -197,3 +199,60 @@ def test_names_that_can_not_lie_side_by_side_are_numbered(sources: Sources) -> N
     names = sorted(entry.path.removeprefix(folder) for entry in manifest.files if entry.path.startswith(folder))
     assert names == ["LICENSE", "fine/x.txt", "text-0.txt", "text-2.txt", "text-3.txt", "text-5.txt"]
     assert find_collision(entry.path for entry in manifest.files) is None
+
+
+PYTHON_TEXT = b"A. HISTORY OF THE SOFTWARE\n"
+BOOTSTRAP = "bootstrap/cpython-3.11.9-x86_64-manylinux_2_28.tar.gz"
+
+
+def python_of(sources: Sources, *texts: str) -> LockedPython:
+    """Return a locked interpreter whose archive has texts with these names, and more that is no licence."""
+    names = ("bin/python3.11", "lib/python3.11/site.py", "lib/python3.11/lib2to3/LICENSE.txt", *texts)
+    contents = [(member(f"python/{name}"), PYTHON_TEXT if name in texts else b"#") for name in names]
+    return LockedPython(version="3.11.9", file=sources.put(BOOTSTRAP, tar_gz(iter(contents)), origin="pkg:generic/x@1"))
+
+
+@pytest.mark.parametrize("name", ["lib/python3.11/LICENSE.txt", "LICENSE.txt", "licenses/LICENSE.openssl-3.txt"])
+def test_the_interpreter_s_texts_travel_too(sources: Sources, name: str) -> None:
+    lock = replace(clean_lock(sources), python=python_of(sources, name))
+    composition = compose(lock, sources.store)
+    path = f"docs/licenses/python/cpython-3.11.9/{name}"
+    (found,) = (entry for entry in composition.manifest.files if entry.path.startswith("docs/licenses/python/"))
+    assert (found.path, found.kind, found.size, found.origin) == (path, "doc", len(PYTHON_TEXT), "pkg:generic/x@1")
+    with sources.store.open(found.sha256) as stream:
+        assert stream.read() == PYTHON_TEXT
+    (listed,) = (
+        item for item in json.loads(composition.generated[INDEX_PATH])["components"] if item["path"] == BOOTSTRAP
+    )
+    assert listed == {"license": "Python-2.0", "license_from": "declared", "path": BOOTSTRAP, "texts": [path]}
+
+
+def test_an_archive_is_looked_into_once(sources: Sources) -> None:
+    lock = replace(clean_lock(sources), python=python_of(sources, "lib/python3.11/LICENSE.txt"))
+    assert lock.python is not None
+    texts = interpreter_texts(lock, sources.store)
+    assert [text.name for text in texts] == ["lib/python3.11/LICENSE.txt"]
+    archive = sources.store.path(lock.python.file.sha256)
+    content = archive.read_bytes()
+    archive.chmod(0o600)
+    archive.write_bytes(b"never read again")
+    assert interpreter_texts(lock, sources.store) == texts
+    archive.write_bytes(content)
+    sources.store.drop(texts[0].sha256)
+    assert interpreter_texts(lock, sources.store) == texts
+    assert texts[0].sha256 in sources.store, "a lost text is made again"
+    sources.store.write_record("interpreter-licenses-1", lock.python.file.sha256, {"texts": 7})
+    assert interpreter_texts(lock, sources.store) == texts, "a damaged record counts as none"
+    sources.store.drop(lock.python.file.sha256)
+    sources.store.drop(texts[0].sha256)
+    with pytest.raises(IntegrityError) as caught:
+        interpreter_texts(lock, sources.store)
+    assert caught.value.message == "the interpreter's archive is not in the store: No such file or directory"
+
+
+def test_an_archive_without_a_text_is_listed_without(sources: Sources) -> None:
+    lock = replace(clean_lock(sources), python=python_of(sources))
+    composition = compose(lock, sources.store)
+    assert not [entry.path for entry in composition.manifest.files if entry.path.startswith("docs/licenses/python/")]
+    listed = [item for item in json.loads(composition.generated[INDEX_PATH])["components"] if item["path"] == BOOTSTRAP]
+    assert [item["texts"] for item in listed] == [[]]

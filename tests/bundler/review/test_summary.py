@@ -52,8 +52,9 @@ def test_the_lines(bundle: Path, key: Key, second_key: Key) -> None:
     assert lines[0] == f"{bundle.name.removesuffix('.bundle.tar')}  created 2026-01-02T03:04:05Z  sequence 1767323045"
     assert lines[1] == f"manifest digest {digest}"
     assert lines[2] == "  bootstrap      1 files       17 B"
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "model tiny (bge-m3) from pkg:huggingface/a/b@1",
+        "NOT rehearsed as far as is known: there is no evidence beside the bundle",
         f"signature {key.public.fingerprint} fits the manifest",
         f"signature {second_key.public.fingerprint} fits the manifest",
         "whether to trust a signer is decided by: runtime verify BUNDLE --trust FILE",
