@@ -9,6 +9,7 @@ from benchmarks.mirroring import MIRRORING
 from benchmarks.packing import PACKING
 from benchmarks.rebuilding import REBUILDING
 from benchmarks.registry_transfer import TRANSFER
+from benchmarks.rollout import FLEET
 from benchmarks.sections import CORE, Section
 from benchmarks.serving import SERVING
 
@@ -21,5 +22,6 @@ SECTIONS: Final[Mapping[str, Section]] = {
     **SERVING,
     **MIRRORING,
     **TRANSFER,
+    **FLEET,
 }
 """Name -> section."""

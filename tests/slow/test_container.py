@@ -15,7 +15,11 @@ from tests.factories_closed import program
 from tests.factories_containers import BASE, Engine, container_engine
 from tests.slow.conftest import Built
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not is_root(), reason="an image storage of overlays needs root")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("container"),
+    pytest.mark.skipif(not is_root(), reason="an image storage of overlays needs root"),
+]
 PYTHON = "/opt/sealift/current/venv/bin/python"
 ASK = """
 import json, sys, urllib.request
