@@ -56,7 +56,7 @@ class Engine:
     def build(self, context: Path, dockerfile: Path, tag: str, **arguments: str) -> None:
         """Build an image with ``RUN`` in containers that have no network."""
         given = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
-        words = ("bud", "--isolation", "oci", "--runtime", _RUNTIME, "--network", "none", "--pull-never")
+        words = ("bud", "--isolation", "oci", "--runtime", _RUNTIME, "--network", "none", "--pull-never", "--layers")
         self.buildah(*words, "--format", "docker", *given, "-f", dockerfile, "-t", tag, context)
 
     @contextlib.contextmanager

@@ -61,9 +61,13 @@ def _tell(event: Mapping[str, object]) -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    for number in (signal.SIGTERM, signal.SIGINT):  # once: a second one would interrupt the cleaning up
-        signal.signal(number, signal.SIG_IGN)
+    # Once: a second one would interrupt the cleaning up. Not SIG_IGN: one that is under way would be complained about.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _unheard)
     raise KeyboardInterrupt
+
+
+def _unheard(_number: int, _frame: FrameType | None) -> None: ...
 
 
 if __name__ == "__main__":
