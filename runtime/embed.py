@@ -28,6 +28,8 @@ class EmbedRequest:
         shard_rows: Texts in each file of vectors.
         skip_bad: Leave lines without a usable text out, instead of refusing the input.
         as_json: Print the summary as JSON.
+        engine: ``process``, or ``ray`` where the release carries it.
+        ray_address: The running cluster to use; None for a Ray of its own on this host.
     """
 
     input: Path
@@ -40,6 +42,8 @@ class EmbedRequest:
     shard_rows: int = SHARD_ROWS
     skip_bad: bool = False
     as_json: bool = False
+    engine: str = "process"
+    ray_address: str | None = None
 
     def options(self) -> list[str]:
         """Return the worker's command line."""
@@ -50,6 +54,8 @@ class EmbedRequest:
         words += ["--threads", str(self.threads)] if self.threads is not None else []
         words += ["--skip-bad"] if self.skip_bad else []
         words += ["--json"] if self.as_json else []
+        words += [f"--engine={self.engine}"] if self.engine != "process" else []
+        words += [f"--ray-address={self.ray_address}"] if self.ray_address is not None else []
         return [*words, "--", str(self.input.absolute())]
 
 
@@ -63,6 +69,8 @@ def embed(prefix: Prefix, request: EmbedRequest, report: Callable[[str], None] =
         AdapterError: The release has no models.
         PolicyError: The signed policy refuses a file of a model.
     """
+    if request.ray_address is not None and request.engine != "ray":
+        raise UsageError("--ray-address is for --engine ray", hint="runtime embed --engine ray --ray-address ...")
     if not request.input.is_file():
         raise UsageError(f"{request.input}: no such file", hint="give a .jsonl file: one JSON object a line")
     release = hold_live(prefix)

@@ -23,6 +23,10 @@ def add_bulk_command(commands: Commands) -> None:
     add("--threads", type=positive, metavar="N", help="CPU threads of each process (default: the cores, divided)")
     text = "texts in each file of vectors; what a kill loses at most, for each process (default: 1024)"
     add("--shard-rows", type=positive, default=1024, metavar="N", help=text)
+    text = "processes of this host, or actors on Ray where the release carries ray[serve] (default: process)"
+    add("--engine", choices=("process", "ray"), default="process", help=text)
+    text = "with --engine ray: the running cluster to use (without: one of its own on this host)"
+    add("--ray-address", metavar="HOST:PORT", help=text)
     add("--skip-bad", action="store_true", help="leave lines without a usable text out and list them in skipped.jsonl")
     parser.set_defaults(command=_embed)
 
@@ -42,6 +46,8 @@ def _embed(arguments: argparse.Namespace) -> int:
         shard_rows=arguments.shard_rows,
         skip_bad=arguments.skip_bad,
         as_json=arguments.json,
+        engine=arguments.engine,
+        ray_address=arguments.ray_address,
     )
     sys.stdout.flush()
     embed(Prefix(path=arguments.prefix.absolute()), request, report=lambda note: say(f"note: {note}"))

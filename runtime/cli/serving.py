@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from manifests.errors import UsageError
 from runtime.cli.shared import Commands, add_command, add_prefix, answer, positive, say
 
 
@@ -18,18 +19,47 @@ def add_serving_options(parser: argparse.ArgumentParser) -> None:
     add("--max-answer-tokens", type=positive, metavar="N", help="largest max_tokens (default: the context's)")
     add("--timeout", type=positive, metavar="SECONDS", help="longest answer, waiting included (default: 600)")
     add("--grace", type=positive, metavar="SECONDS", help="for requests in flight when stopping (default: 30)")
+    _add_ray_options(parser)
+
+
+def _add_ray_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "serve in one process, or on Ray where the release carries ray[serve] (default: process)"
+    add("--engine", choices=("process", "ray"), default="process", help=text)
+    add("--replicas", type=positive, metavar="N", help="with --engine ray: copies of the models (default: 1)")
+    text = "with --engine ray: the running cluster to use (without: one of its own on this host)"
+    add("--ray-address", metavar="HOST:PORT", help=text)
+    text = "with --engine ray: be a node of a cluster: its head on --host and --port, or one more with --ray-address"
+    add("--ray-node", action="store_true", help=text)
 
 
 def serving_options(arguments: argparse.Namespace) -> list[str]:
-    """Return those that were given, as the server takes them."""
-    names = ("max_loaded", "queue", "max_body", "max_answer_tokens", "timeout", "grace")
+    """Return those that were given, as the server takes them.
+
+    Raises:
+        UsageError: One of Ray's was given without ``--engine ray``, or doesn't go with another.
+    """
+    names = ("max_loaded", "queue", "max_body", "max_answer_tokens", "timeout", "grace", "replicas", "ray_address")
+    _check_ray_options(arguments)
     options = ["--on-demand"] if arguments.on_demand else []
+    options += ["--engine", "ray"] if arguments.engine == "ray" else []
+    options += ["--ray-node"] if arguments.ray_node else []
     if arguments.api_keys is not None:
         options += ["--api-keys", str(arguments.api_keys.absolute())]
     for name in names:
         if (value := getattr(arguments, name)) is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]
     return options
+
+
+def _check_ray_options(arguments: argparse.Namespace) -> None:
+    given = {"--replicas": arguments.replicas, "--ray-address": arguments.ray_address, "--ray-node": arguments.ray_node}
+    first = next((name for name, value in given.items() if value), None)
+    if first and arguments.engine != "ray":
+        raise UsageError(f"{first} is for --engine ray", hint=f"runtime launch --engine ray {first} ...")
+    if arguments.ray_node and (arguments.replicas or arguments.models):
+        msg = "--ray-node starts a node without models: no MODEL and no --replicas"
+        raise UsageError(msg, hint="give them to the launch that serves, with --ray-address")
 
 
 def add_serving_commands(commands: Commands) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime.server.service import Service
 
 _LOG: Final = logging.getLogger("runtime.server")
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         seal_process(cache=arguments.cache or default, allowed=arguments.allow)
     try:
-        _serve(arguments)
+        _serve_on_ray(arguments) if arguments.engine == "ray" else _serve(arguments)
     except SealiftError as error:
         print(error.render(), file=sys.stderr)
         return error.exit_code
@@ -90,6 +91,32 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise failures[0]
 
 
+def _serve_on_ray(arguments: argparse.Namespace) -> None:
+    from runtime.server.keys import ApiKeys  # noqa: PLC0415 - after the seal
+    from runtime.server.rayserve.serving import (  # noqa: PLC0415 - after the seal
+        RayRequest,
+        plan_of,
+        run_node,
+        serve_on_ray,
+    )
+
+    if arguments.ray_node:
+        run_node(arguments.release, host=arguments.host, port=arguments.port, address=arguments.ray_address)
+        return
+    _warn(ApiKeys(arguments.api_keys) if arguments.api_keys else None, is_local=arguments.host in _LOOPBACK)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    asked = RayRequest(
+        host=arguments.host,
+        port=arguments.port,
+        replicas=arguments.replicas,
+        address=arguments.ray_address,
+        threads=int(threads) if threads.isdecimal() else None,
+        grace=arguments.grace,
+        state=arguments.state,
+    )
+    serve_on_ray(asked, plan_of(arguments), lambda event: print(json.dumps(event), flush=True))
+
+
 def _warn(keys: "ApiKeys | None", *, is_local: bool) -> None:
     if keys is None and not is_local:
         _LOG.warning("listening beyond this host without API keys: whoever reaches the port may ask; see --api-keys")
@@ -140,6 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--grace", type=int, default=30, help="seconds for requests in flight when stopping (default: 30)")
     add("--cache", type=Path, help="a writable folder for libraries that want one")
     add("--state", type=Path, metavar="FILE", help="say there what is served, for runtime health")
+    add("--engine", choices=("process", "ray"), default="process", help="serve in this process, or by replicas on Ray")
+    add("--replicas", type=_positive, default=1, metavar="N", help="on Ray: copies of the models (default: 1)")
+    add("--ray-address", metavar="HOST:PORT", help="on Ray: the running cluster to use")
+    add("--ray-node", action="store_true", help="on Ray: be a node of a cluster, and serve nothing")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     add("--log-file", type=Path, metavar="FILE", help="log there too; rotates at 10 MiB")
     add("--log-json", action="store_true", help="log JSON lines")

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,7 +17,11 @@ from runtime.seal import guard_installed, seal_process
 from runtime.server.memory import prepare_memory
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from runtime.adapters.base import ModelConfig
+    from runtime.server.bulk.rayteam import RayTeam
+    from runtime.server.bulk.run import BulkRequest, MakeTeam
 
 _EMBEDDERS = frozenset({"bge-m3", "sentence-transformer"})
 
@@ -60,12 +65,44 @@ def _run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         skip_bad=arguments.skip_bad,
     )
-    summary = run_bulk(request, lambda threads: _worker_command(arguments, request.model.name, threads), _say)
+    command = partial(_worker_command, arguments, request.model.name)
+    summary = run_bulk(request, command, _say, team=_ray_team(arguments, request))
     if arguments.json:
         print(json.dumps(summary, indent=2, sort_keys=True), flush=True)
     else:
         print(_told(summary, arguments.output), flush=True)
     return 0
+
+
+def _ray_team(arguments: argparse.Namespace, request: "BulkRequest") -> "MakeTeam | None":
+    """Return what starts actors on Ray; None for processes.
+
+    Raises:
+        AdapterError: The release doesn't carry Ray.
+    """
+    if arguments.engine != "ray":
+        return None
+    from runtime.adapters.fingerprint import fingerprint  # noqa: PLC0415 - after the seal
+    from runtime.server.bulk.rayteam import ray_team  # noqa: PLC0415 - after the seal
+    from runtime.server.rayserve.cluster import prefix_of, prepare_ray  # noqa: PLC0415 - after the seal
+
+    prefix = prefix_of(arguments.release)
+    prepare_ray(prefix, os.environ, joins=arguments.ray_address is not None)
+
+    def make(threads: int, size: int) -> "AbstractContextManager[RayTeam]":
+        return ray_team(
+            prefix,
+            arguments.ray_address,
+            model=request.model,
+            model_sha256=fingerprint(request.model.directory),
+            threads=threads,
+            size=size,
+            input=request.input,
+            fields=request.fields,
+            output=request.output,
+        )
+
+    return make
 
 
 def _model(arguments: argparse.Namespace) -> "ModelConfig":
@@ -153,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard-rows", type=int, default=1024, metavar="N")
     add("--skip-bad", action="store_true")
     add("--json", action="store_true")
+    add("--engine", choices=("process", "ray"), default="process")
+    add("--ray-address", metavar="HOST:PORT")
     add("--worker", action="store_true", help="take shards from stdin")
     return parser
 

@@ -5,9 +5,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from manifests import __version__
 from manifests.errors import DiskError, UsageError, list_problems
@@ -43,8 +44,29 @@ Command = Callable[[int], Sequence[str]]
 """Returns the command of a process, for so many CPU threads."""
 
 
-def run_bulk(request: BulkRequest, command: Command, tell: Callable[[str], None]) -> Mapping[str, Any]:
+class Workers(Protocol):
+    """What embeds shards: processes of this host, or actors on Ray."""
+
+    def ready(self) -> Mapping[str, Any]:
+        """Wait for all, and return what they loaded."""
+
+    def start(self, shards: Sequence[Shard]) -> None:
+        """Have them work on shards, in this order."""
+
+    def next_done(self) -> Done:
+        """Wait for the next shard, in any order."""
+
+
+MakeTeam = Callable[[int, int], AbstractContextManager[Workers]]
+"""Returns other workers than processes: so many CPU threads each, so many of them."""
+
+
+def run_bulk(
+    request: BulkRequest, command: Command, tell: Callable[[str], None], *, team: MakeTeam | None = None
+) -> Mapping[str, Any]:
     """Embed a file, or what is left of it, and return the summary; ``tell`` is told how far it is.
+
+    ``team`` takes the place of the processes of ``command``; what is written is the same.
 
     Raises:
         UsageError: The input can't be used, or the output belongs to something else.
@@ -63,7 +85,7 @@ def run_bulk(request: BulkRequest, command: Command, tell: Callable[[str], None]
             output.tidy()
             tell("everything was there already")
             return summary
-        run = _Run(request=request, output=output, scan=scan, asked=asked, command=command, tell=tell)
+        run = _Run(request=request, output=output, scan=scan, asked=asked, command=command, tell=tell, other=team)
         computed, done = run.work()
         summary = summarize(asked, computed, scan, [done[shard.number] for shard in scan.shards])
         output.finish(summary, scan.bad)
@@ -141,6 +163,7 @@ class _Run:
     asked: Mapping[str, Any]
     command: Command
     tell: Callable[[str], None]
+    other: MakeTeam | None
 
     def work(self) -> tuple[Mapping[str, Any], dict[int, Done]]:
         """Embed the shards that aren't there; return what computed them, and all of them."""
@@ -161,9 +184,7 @@ class _Run:
         self.tell(
             f"{len(missing)} of {len(self.scan.shards)} shards to do; processes: {size}, threads of each: {threads}"
         )
-        with Team(
-            command=self.command(threads), environment=os.environ, size=size, held=self.output.descriptor
-        ) as team:
+        with self._team(threads, size) as team:
             computed = team.ready()
             require_same("computation", computed, before or computed, self.request.output)
             _require_space(self.request.output, missing, computed["dimension"])
@@ -172,7 +193,12 @@ class _Run:
             self._collect(team, len(missing), done)
         return computed, done
 
-    def _collect(self, team: Team, count: int, done: dict[int, Done]) -> None:
+    def _team(self, threads: int, size: int) -> AbstractContextManager[Workers]:
+        if self.other is not None:
+            return self.other(threads, size)
+        return Team(command=self.command(threads), environment=os.environ, size=size, held=self.output.descriptor)
+
+    def _collect(self, team: Workers, count: int, done: dict[int, Done]) -> None:
         progress = Progress(scan=self.scan, done=sum(one.rows for one in done.values()), tell=self.tell)
         for _ in range(count):
             one = team.next_done()
