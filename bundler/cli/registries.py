@@ -1,18 +1,16 @@
 """Commands about registries: push, pull; and what a command takes that reads a bundle from one."""
 
 import functools
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bundler.cli.shared import PATH, answer, command, json_option, size_text, step, volumes_option
 from manifests.errors import UsageError
+from manifests.interrupts import interrupted
 
 if TYPE_CHECKING:
     from manifests.reference import Remote
@@ -102,7 +100,7 @@ def remote_of(text: str, ca: Path | None, *, plain_http: bool) -> "Remote":
     if not is_reference(text):
         raise UsageError(f"{text}: is not oci://HOST/REPO:TAG", hint="oci://registry.example:5000/team/bundle:1.0.0")
     reference = parse_reference(text)
-    return Remote(reference=reference, plain_http=plain_http, ca=ca, stopped=_interrupted(), report=step)
+    return Remote(reference=reference, plain_http=plain_http, ca=ca, stopped=interrupted(), report=step)
 
 
 def bundle_arguments(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -125,25 +123,6 @@ def bundle_arguments(*names: str) -> Callable[[Callable[..., None]], Callable[..
         return wrapped
 
     return decorate
-
-
-def _interrupted() -> threading.Event:
-    event = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before = signal.getsignal(number)
-        if callable(before):
-            signal.signal(number, _setting(event, before))
-    return event
-
-
-def _setting(
-    event: threading.Event, before: Callable[[int, FrameType | None], object]
-) -> Callable[[int, FrameType | None], None]:
-    def handle(number: int, frame: FrameType | None) -> None:
-        event.set()
-        before(number, frame)
-
-    return handle
 
 
 def _signers(medium: Any, trust: Path | None) -> list[str] | None:  # noqa: ANN401 # a Medium, imported late

@@ -14,12 +14,13 @@ from bundler.lock import LockedFile, LockedPython
 from bundler.packages.interpreter_check import check_archive
 from bundler.process import run_program
 from bundler.snapshots.patience import Limits
-from bundler.snapshots.transport import Reply, Transport, host_of, network_reason
+from bundler.snapshots.transport import Reply, Transport, host_of
 from bundler.spec import PythonSpec, Spec
 from bundler.store import Store
 from manifests.digests import ContentDigest
 from manifests.errors import SourceError, SpecError
 from manifests.manifest import Target
+from manifests.registry_http import network_reason
 from manifests.standalone import archive_path
 
 _BY_HAND: Final = (

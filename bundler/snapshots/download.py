@@ -17,11 +17,12 @@ from typing import Final
 
 from bundler.snapshots.partial import PartialFile
 from bundler.snapshots.patience import PASSING_STATUSES, Clock, Limits, Patience, TransientError, retry_after
-from bundler.snapshots.transport import Reply, Transport, host_of, network_reason
+from bundler.snapshots.transport import Reply, Transport, host_of
 from bundler.store import Store
 from manifests.digests import BUFFER_SIZE, ContentDigest, ContentHasher
 from manifests.errors import IntegrityError, SourceError
 from manifests.progress import format_size
+from manifests.registry_http import network_reason
 
 _READ_SIZE: Final = 256 * 1024
 _RESTARTS: Final = 3

@@ -131,19 +131,6 @@ def host_of(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
-def network_reason(error: Exception) -> str:
-    """Return what went wrong on the network in a few words."""
-    if isinstance(error, TimeoutError):
-        return "nothing came for too long"
-    if isinstance(error, socket.gaierror):
-        return f"the host's name can't be resolved ({error.strerror})"
-    if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
-        return "the connection was cut"
-    if isinstance(error, OSError):
-        return (error.strerror or str(error) or type(error).__name__).lower()
-    return f"the answer isn't HTTP ({type(error).__name__})"
-
-
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)

@@ -2,16 +2,15 @@
 
 import argparse
 import select
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, cast
 
 from manifests.errors import UsageError
+from manifests.interrupts import interrupted
 from runtime.cli.shared import say
 
 if TYPE_CHECKING:
@@ -84,16 +83,6 @@ class Waiting:
         return None
 
 
-def interrupted() -> threading.Event:
-    """Return an event that is set as soon as somebody stops us, so that no thread waits on for a medium."""
-    event = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before = signal.getsignal(number)
-        if callable(before):
-            signal.signal(number, _setting(event, before))
-    return event
-
-
 def delta_lines(bundle: "TrustedBundle") -> tuple[dict[str, object], list[str]]:
     """Return what is to be said of a delta that was verified on its medium: a part of the document, and lines."""
     from manifests.progress import format_size
@@ -106,16 +95,6 @@ def delta_lines(bundle: "TrustedBundle") -> tuple[dict[str, object], list[str]]:
     document = {"base": delta.base, "base_version": delta.base_version, "left_out": len(left_out), "size": size}
     line = f"a delta: {len(left_out)} files, {format_size(size)}, were not looked at, since it doesn't carry them"
     return {"delta": document}, [line, f"they must be installed already, by {delta.base_label}"]
-
-
-def _setting(
-    event: threading.Event, before: Callable[[int, FrameType | None], object]
-) -> Callable[[int, FrameType | None], None]:
-    def handle(number: int, frame: FrameType | None) -> None:
-        event.set()
-        before(number, frame)
-
-    return handle
 
 
 def _seconds(text: str) -> float:

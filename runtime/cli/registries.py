@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from manifests.interrupts import interrupted
 from manifests.reference import Reference, Remote, is_reference, parse_reference
-from runtime.cli.media import interrupted
 from runtime.cli.shared import say
 
 

@@ -15,8 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bundler.snapshots.transport import Transport, host_of, network_reason
+from bundler.snapshots.transport import Transport, host_of
 from manifests.errors import SourceError
+from manifests.registry_http import network_reason
 
 
 class _Answer(BaseHTTPRequestHandler):
