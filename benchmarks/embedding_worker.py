@@ -1,7 +1,7 @@
 """One side of the embedding rows, in a process of its own: loads a model, embeds, and says how long each call took.
 
-``python -m benchmarks.embedding_worker make FOLDER SHAPE`` writes a model with random weights; ``... run SIDE FOLDER
-THREADS ROUNDS REPORT`` measures one side of it.
+``python -m benchmarks.embedding_worker make FOLDER SHAPE`` writes one with random weights; ``... export FOLDER`` adds
+it as ONNX, for onnxruntime; ``... run SIDE FOLDER THREADS ROUNDS REPORT`` measures one side of it.
 """
 
 import json
@@ -10,7 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from benchmarks.workload import write_model
 
@@ -21,8 +24,20 @@ SHAPES: Final[Mapping[str, Mapping[str, int]]] = {
 }
 _VOCABULARY: Final = 250_002
 _SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>")
+_PAD: Final = _SPECIAL.index("<pad>")
+_LONGEST: Final = 8192
+_ONNX: Final = Path("onnx", "model.onnx")
+_ONNX_BATCH: Final = 16
 
-Encode: Any = Callable[[list[str]], Any]  # Any: three libraries' own forms
+Encode: Any = Callable[[list[str]], Any]  # Any: four libraries' own forms
+Load: TypeAlias = Callable[[Path], Encode]
+_Vectors: TypeAlias = npt.NDArray[np.float32]
+
+
+class _Session(Protocol):
+    """What is used of onnxruntime's ``InferenceSession``, which has no types of its own here."""
+
+    def run(self, outputs: None, inputs: Mapping[str, npt.NDArray[np.int64]]) -> Sequence[_Vectors]: ...
 
 
 def texts(count: int) -> list[str]:
@@ -54,12 +69,31 @@ def make(folder: Path, shape: str) -> None:
     _write_modules(folder, width)
 
 
+def export(folder: Path) -> None:
+    """Add a folder's model as ONNX: float32, any batch and length, weights in a file beside it, as 2 GB need."""
+    import torch  # noqa: PLC0415 # as above
+    from transformers import XLMRobertaModel  # noqa: PLC0415 # as above
+
+    model = XLMRobertaModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
+    ids = torch.full((2, 8), len(_SPECIAL))
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=_LONGEST)}
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    (folder / _ONNX).parent.mkdir()
+    torch.onnx.export(
+        model,
+        kwargs=given,
+        f=folder / _ONNX,
+        input_names=list(given),
+        dynamic_shapes=dict.fromkeys(given, sizes),
+        opset_version=23,  # the first with attention as one operator
+        external_data=True,
+        dynamo=True,
+    )
+
+
 def run(side: str, folder: Path, threads: int, rounds: int) -> dict[str, object]:
     """Return, for each number of texts, the seconds of each call, and the first vector of one of them."""
-    import torch  # noqa: PLC0415 # as above
-
-    torch.set_num_threads(threads)
-    encode = SIDES[side](folder)
+    encode = SIDES[side](folder, threads)
     encode(texts(2))
     seconds: dict[str, list[float]] = {}
     for count in (1, 24, 500):
@@ -105,14 +139,55 @@ def _sentence_transformers(folder: Path) -> Encode:
     return model.encode
 
 
-SIDES: Final[Mapping[str, Callable[[Path], Encode]]] = {
-    "ours": _ours,
-    "int8": _int8,
-    "cached": _cached,
-    "flagembedding": _flagembedding,
-    "sentence-transformers": _sentence_transformers,
+def _onnxruntime(folder: Path, threads: int) -> Encode:
+    import onnxruntime  # noqa: PLC0415 # only its own environment has it
+    from tokenizers import Tokenizer  # noqa: PLC0415 # as above
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = onnxruntime.InferenceSession(folder / _ONNX, options, providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(_LONGEST)
+    return lambda asked: _by_length(session, [one.ids for one in tokenizer.encode_batch_fast(asked)])
+
+
+def _by_length(session: _Session, ids: Sequence[Sequence[int]]) -> _Vectors:
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    batches = [order[start : start + _ONNX_BATCH] for start in range(0, len(order), _ONNX_BATCH)]
+    found = np.concatenate([_first_states(session, [ids[index] for index in batch]) for batch in batches])
+    vectors = np.empty_like(found)
+    vectors[order] = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return vectors
+
+
+def _first_states(session: _Session, ids: Sequence[Sequence[int]]) -> _Vectors:
+    padded = np.full((len(ids), max(map(len, ids))), _PAD, dtype=np.int64)
+    for row, one in zip(padded, ids, strict=True):
+        row[: len(one)] = one
+    mask = (padded != _PAD).astype(np.int64)
+    return session.run(None, {"input_ids": padded, "attention_mask": mask})[0][:, 0]
+
+
+def _by_torch(load: Load) -> Callable[[Path, int], Encode]:
+    def loaded(folder: Path, threads: int) -> Encode:
+        import torch  # noqa: PLC0415 # as above
+
+        torch.set_num_threads(threads)
+        return load(folder)
+
+    return loaded
+
+
+SIDES: Final[Mapping[str, Callable[[Path, int], Encode]]] = {
+    "ours": _by_torch(_ours),
+    "int8": _by_torch(_int8),
+    "cached": _by_torch(_cached),
+    "flagembedding": _by_torch(_flagembedding),
+    "sentence-transformers": _by_torch(_sentence_transformers),
+    "onnxruntime": _onnxruntime,
 }
-"""Name of a side -> what loads it."""
+"""Name of a side -> what loads it, given the folder and the number of threads."""
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -150,6 +225,8 @@ def _write_json(path: Path, document: object) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(Path(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == "export":
+        export(Path(sys.argv[2]))
     else:
         found = run(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
         Path(sys.argv[6]).write_text(json.dumps(found), encoding="utf-8")

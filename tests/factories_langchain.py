@@ -26,6 +26,7 @@ LANGCHAIN: Final = {
     "1": ("langchain-core>=1,<2", "ragas>=0.4,<0.5", "langchain-community==0.4.1"),  # ragas 0.4 imports what 0.4.2 lost
 }
 FLAGEMBEDDING: Final = ("FlagEmbedding==1.4.2", "transformers==5.23.0")
+ONNXRUNTIME: Final = ("onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0")
 _SHARED: Final = ("torch",)  # never installed a second time
 
 
@@ -59,6 +60,11 @@ def langchain_venv(version: Literal["0.3", "1"]) -> Environment:
 def flagembedding_venv() -> Environment:
     """Return an environment with FlagEmbedding and the newest transformers that it can be imported beside."""
     return peer_venv("flagembedding", FLAGEMBEDDING)
+
+
+def onnxruntime_venv() -> Environment:
+    """Return an environment with onnxruntime, and with what torch needs to export a model for it."""
+    return peer_venv("onnxruntime", ONNXRUNTIME)
 
 
 def peer_venv(name: str, requirements: Sequence[str]) -> Environment:
