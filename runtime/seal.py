@@ -5,10 +5,13 @@ Native code that opens sockets without CPython (hf-xet, grpc) is not seen by an 
 real wall, this one finds out who knocks.
 """
 
+import atexit
 import ipaddress
 import os
 import re
+import shutil
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Collection, Mapping
@@ -87,6 +90,15 @@ def sealed_environment(
         "TRITON_CACHE_DIR": str(cache / "triton"),
     }
     return {**kept, **told, **OFFLINE_VARIABLES, **own}
+
+
+def cache_of(environment: Mapping[str, str]) -> Path:
+    """Return the folder for caches that this process was given; else one that goes when the process ends."""
+    if given := environment.get("XDG_CACHE_HOME"):
+        return Path(given)
+    made = tempfile.mkdtemp(prefix="sealift-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

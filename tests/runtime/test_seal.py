@@ -1,12 +1,13 @@
 """The seal: what passes into a launched process, and what the guard refuses. It can't be removed: subprocesses."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
-from runtime.seal import OFFLINE_VARIABLES, sealed_environment
+from runtime.seal import OFFLINE_VARIABLES, cache_of, sealed_environment
 
 PROJECT = Path(__file__).parents[2]
 
@@ -156,3 +157,14 @@ def test_seal_process_changes_the_running_environment(tmp_path: Path) -> None:
         out["guard"] = guard_installed()
     """
     assert guarded(code) == {"token": None, "offline": "1", "guard": True}
+
+
+def test_caches_lie_where_they_were_given_or_are_gone_with_the_process(tmp_path: Path) -> None:
+    assert cache_of({"XDG_CACHE_HOME": str(tmp_path / "given")}) == tmp_path / "given"
+    code = "import os; from runtime.seal import cache_of; print(cache_of(os.environ), cache_of(os.environ).is_dir())"
+    environment = {"TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, check=True)
+    folder, is_there = done.stdout.decode().split()
+    assert Path(folder).parent == tmp_path
+    assert is_there == "True"
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from manifests.errors import AdapterError
-from runtime.seal import attempts, seal_process
+from runtime.seal import attempts, cache_of, seal_process
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--release", type=Path, required=True)
     parser.add_argument("--model", action="append", default=[])
     told = parser.parse_args()
-    seal_process(cache=Path(os.environ.get("XDG_CACHE_HOME", "/nonexistent")))
+    seal_process(cache=cache_of(os.environ))
     try:
         from runtime.adapters.agreement import measure_agreement  # noqa: PLC0415 # only now may libraries be imported
         from runtime.server.models import choose_models, load_models, load_probes  # noqa: PLC0415 # as above

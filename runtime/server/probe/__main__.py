@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from manifests.errors import AdapterError
-from runtime.seal import attempts, seal_process
+from runtime.seal import attempts, cache_of, seal_process
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="runtime.server.probe")
     parser.add_argument("--release", type=Path, required=True)
     release: Path = parser.parse_args().release
-    seal_process(cache=Path(os.environ.get("XDG_CACHE_HOME", "/nonexistent")))
+    seal_process(cache=cache_of(os.environ))
     try:
         from runtime.server.asking import ask_all  # noqa: PLC0415 # only now may libraries be imported
 
