@@ -97,6 +97,7 @@ def ram(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not is_root(), reason="mounts a file system")
+@pytest.mark.slow
 def test_order_of_files(first: Builder, ram: Path) -> None:
     """The lock, too, is the same when files were written in another order, on a file system that shows that."""
     listed = []

@@ -82,6 +82,7 @@ def test_the_whole_way(builder: Builder, host: Host, release_key: Key) -> None:
     assert (signature["fits"], signature["fingerprint"]) == (True, release_key.public.fingerprint)
 
 
+@pytest.mark.slow
 def test_an_upgrade_and_the_way_back(builder: Builder, host: Host, release_key: Key) -> None:
     prefix, names = host.home / "prefix", []
     for number, later_version in enumerate(("1.0.0", "2.0.0"), 1):

@@ -304,6 +304,7 @@ def test_running_it_writes_no_bytecode_even_for_root(host: Host, carrying: Close
     assert verify(host, carrying, carried_prefix)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_changed_interpreter_is_found_never_executed_and_repaired(
     tmp_path: Path, host: Host, carrying: ClosedBundle
 ) -> None:
@@ -335,6 +336,7 @@ def test_the_operators_own_choice_of_python(tmp_path: Path, host: Host, carrying
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_releases_share_it_and_gc_removes_it_with_the_last(
     tmp_path: Path, host: Host, closed_key: Key, carrying: ClosedBundle
 ) -> None:
@@ -365,6 +367,7 @@ def test_releases_share_it_and_gc_removes_it_with_the_last(
     assert [path.name for path in (prefix / "python").iterdir()] == ["operator's"]
 
 
+@pytest.mark.slow
 def test_uninstall_leaves_nothing_of_it(tmp_path: Path, host: Host, carrying: ClosedBundle) -> None:
     prefix = tmp_path / "prefix"
     install(host, carrying, prefix)

@@ -314,6 +314,7 @@ def shards_of(output: Path) -> Iterator[tuple[dict[str, Any], Any, list[dict[str
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_the_vectors_are_the_models_own(prefix: Path, texts: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     options = ("--shard-rows", "16", "--threads", "1", "--id-field", "id")

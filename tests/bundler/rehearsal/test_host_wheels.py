@@ -48,6 +48,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory, key: Key) -> ClosedBundle:
     )
 
 
+@pytest.mark.slow
 def test_models_are_asked_on_this_host_s_own_wheels_and_that_is_said(foreign: ClosedBundle, key: Key) -> None:
     told: list[str] = []
     done = rehearse_bundle(foreign.tar, key.allowed_signers.read_text(), told.append)
@@ -74,6 +75,7 @@ def test_models_are_asked_on_this_host_s_own_wheels_and_that_is_said(foreign: Cl
     assert list(foreign.tar.parent.glob(".rehearsal*")) == []
 
 
+@pytest.mark.slow
 def test_recorded_answers_are_compared(tmp_path: Path, foreign: ClosedBundle, key: Key) -> None:
     """Another answer is told; what other builds of libraries say doesn't keep the bundle from being signed."""
     names = [entry.path for entry in foreign.manifest.files if not entry.path.startswith("models/lacking/")]

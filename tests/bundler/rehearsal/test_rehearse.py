@@ -78,6 +78,7 @@ def load(path: Path | str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_a_delta_in_volumes_is_rehearsed(builder: Builder, signer: Key, tmp_path: Path) -> None:
     words = ("--output", tmp_path, "--volume-size", "8MiB", "--base", base_of(builder), "--key", signer.path)
     done = builder.run("build", "demo.toml", *words)
@@ -105,6 +106,7 @@ def test_a_delta_in_volumes_is_rehearsed(builder: Builder, signer: Key, tmp_path
     assert (code, "the delta is to version 1.0.0, manifest digest " in told) == (5, True)
 
 
+@pytest.mark.slow
 def test_volumes_on_two_disks_are_rehearsed(builder: Builder, signer: Key, tmp_path: Path) -> None:
     words = ("--output", tmp_path / "a", "--volume-size", "8MiB", "--key", signer.path)
     document = builder.json("build", "demo.toml", *words)
@@ -116,6 +118,7 @@ def test_volumes_on_two_disks_are_rehearsed(builder: Builder, signer: Key, tmp_p
     assert done["rehearsed"]
 
 
+@pytest.mark.slow
 def test_a_later_rehearsal_leaves_evidence_too(builder: Builder, signer: Key, tmp_path: Path) -> None:
     """Somebody else rehearses what was built without; report and inspect tell it, and whose word it is."""
     built = builder.json("build", "demo.toml", "--output", tmp_path, "--key", signer.path, "--no-rehearsal")
@@ -230,6 +233,7 @@ def test_native_code_that_reaches_out_is_seen_by_the_kernel(builder: Builder, tm
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_module_that_is_missing_is_named_with_who_wants_it(builder: Builder, tmp_path: Path) -> None:
     bad = planted(builder, tmp_path, "lacking")
     code, told = bad.refused("build", "demo.toml", "--output", "out", "--unsigned")

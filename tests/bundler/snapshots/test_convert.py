@@ -64,6 +64,7 @@ def test_code_in_a_pickle_does_not_run(store: Store, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_another_type_is_written_and_integers_stay(store: Store, tmp_path: Path) -> None:
     from safetensors.torch import load, save_file  # noqa: PLC0415 - after importorskip
 

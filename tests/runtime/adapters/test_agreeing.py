@@ -63,6 +63,7 @@ def test_the_models_that_are_named_on_the_texts_of_their_probes(tmp_path: Path, 
     assert (found.texts, found.top) == (len(CORPUS), len(CORPUS) - 1)
 
 
+@pytest.mark.slow
 def test_what_can_not_be_measured_is_an_error_in_one_line(tmp_path: Path, llama: Path) -> None:
     release = release_of(tmp_path / "release", PROBES[1:2], LLAMA, llama=llama)
     done = measure(release, "llama")

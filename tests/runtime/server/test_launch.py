@@ -60,6 +60,7 @@ def launched(prefix: Prefix) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_launch_keys_log_and_health(prefix: Prefix, launched: ServerProcess) -> None:
     assert httpx.get(f"{launched.url}/v1/models", trust_env=False).status_code == 401
     answer = httpx.post(
@@ -81,6 +82,7 @@ def test_launch_keys_log_and_health(prefix: Prefix, launched: ServerProcess) -> 
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_health_knows_a_server_that_was_killed(prefix: Prefix, launched: ServerProcess) -> None:
     launched.process.send_signal(signal.SIGKILL)
     launched.process.wait(30)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.models
 MARKED_PROMPT = "zebra-prompt-4711"
 
 
+@pytest.mark.slow
 def test_sigterm_drains_and_no_prompt_is_in_the_log(release: Path, tmp_path: Path) -> None:
     log = tmp_path / "stderr.log"
     running = start_server(
@@ -47,6 +48,7 @@ def test_sigterm_drains_and_no_prompt_is_in_the_log(release: Path, tmp_path: Pat
     assert MARKED_PROMPT not in written
 
 
+@pytest.mark.slow
 def test_a_stream_that_outlasts_the_grace_is_broken_off(release: Path, tmp_path: Path) -> None:
     running = start_server(release, tmp_path / "stderr.log", "--model", "endless", "--grace", "1")
     running.wait_ready()
@@ -60,6 +62,7 @@ def test_a_stream_that_outlasts_the_grace_is_broken_off(release: Path, tmp_path:
         assert time.monotonic() - started < 15
 
 
+@pytest.mark.slow
 def test_not_ready_while_loading(release: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -100,6 +103,7 @@ def test_an_unknown_model_is_a_usage_error(release: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_load_ends_the_server(release: Path, tmp_path: Path) -> None:
     broken = tmp_path / "release"
     shutil.copytree(release / "models" / "hcx", broken / "models" / "hcx")

@@ -61,6 +61,7 @@ def test_a_node_serves_nothing() -> None:
             options("--engine", "ray", "--ray-node", *words)
 
 
+@pytest.mark.slow
 def test_launch_and_embed_without_ray_say_what_to_add(tmp_path: Path) -> None:
     prefix = make_prefix(tmp_path / "prefix")
     for more in ([], ["--ray-node"]):

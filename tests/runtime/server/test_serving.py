@@ -228,6 +228,7 @@ def test_answers_are_decoded_together_and_each_is_what_it_is_alone(server: Serve
     assert asyncio.run(ask_all()) == alone
 
 
+@pytest.mark.slow
 def test_a_request_that_takes_too_long_and_one_that_asks_for_too_much(release: Path, tmp_path: Path) -> None:
     options = ("--model", "endless", "--timeout", "1", "--max-answer-tokens", "50000")
     running = start_server(release, tmp_path / "stderr.log", *options)
@@ -247,6 +248,7 @@ def test_a_request_that_takes_too_long_and_one_that_asks_for_too_much(release: P
     assert running.stop() == 0
 
 
+@pytest.mark.slow
 def test_an_address_beyond_this_host_without_keys_is_warned_of(release: Path, tmp_path: Path) -> None:
     log = tmp_path / "stderr.log"
     running = start_server(release, log, "--model", "hcx", "--host", "0.0.0.0")  # noqa: S104 - that it is everywhere is the point
@@ -298,6 +300,7 @@ def ask_vector(bert: Adapter) -> Any:  # noqa: ANN401 - an array
     return bert.embed(["the cat"]).vectors
 
 
+@pytest.mark.slow
 def test_a_server_whose_model_answers_otherwise_never_gets_ready(prefix: Path, tmp_path: Path, bert: Adapter) -> None:
     assert isinstance(bert, Embedder)
     release = tmp_path / "release"
