@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _parse(argv)
     size = SMALL if arguments.small else FULL
-    names = [name for name in SECTIONS if arguments.only in {None, name}]
+    names = [name for name in SECTIONS if not arguments.only or name in arguments.only]
     try:
         with _work_folder(arguments.directory) as folder:
             rows, document = _run(folder, size, names, arguments.rounds)
@@ -51,7 +51,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="a tiny payload: checks the harness, measures nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there too")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="work below DIR (default: TMPDIR or /var/tmp)")
-    parser.add_argument("--only", choices=tuple(SECTIONS), metavar="ROW", help=f"one of: {', '.join(SECTIONS)}")
+    text = f"may be given several times: {', '.join(SECTIONS)}"
+    parser.add_argument("--only", choices=tuple(SECTIONS), action="append", metavar="SECTION", help=text)
     return parser.parse_args(argv)
 
 
@@ -78,7 +79,10 @@ def _run(folder: Path, size: Size, names: Sequence[str], rounds: int) -> tuple[l
     bench = Bench(folder=folder, environment=_environment(folder), report=_report)
     sections = Sections(bench, Workload(bench, size), rounds)
     before, start = os.getloadavg()[0], time.perf_counter()
-    rows = [row for name in names for row in SECTIONS[name](sections)]
+    rows = []
+    for row in (row for name in names for row in SECTIONS[name](sections)):
+        _report(json.dumps(row.to_json()))  # a later section may fail
+        rows.append(row)
     tiny = "tiny payload: the figures mean nothing; " if size is SMALL else ""
     conditions = (
         f"{tiny}{rounds} rounds in {time.perf_counter() - start:.0f} s on {len(os.sched_getaffinity(0))} cores, "
