@@ -1,6 +1,6 @@
 """The command line of the builder's side: options in, one library call, one answer out; imports are late, for speed."""
 
-from bundler.cli import bundles, caching, registries, reviewing, signing, specs
+from bundler.cli import bundles, caching, imaging, registries, reviewing, signing, specs
 from bundler.cli.shared import main
 
-__all__ = ["bundles", "caching", "main", "registries", "reviewing", "signing", "specs"]
+__all__ = ["bundles", "caching", "imaging", "main", "registries", "reviewing", "signing", "specs"]

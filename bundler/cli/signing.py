@@ -53,6 +53,8 @@ def sign(bundle: Path, key: str | None, attach: Path | None, identity: str | Non
     if signer is not None:
         done = sign_bundle(bundle, signer)
     elif attach is not None:
+        if not attach.is_file():
+            raise UsageError(f"{attach}: no such file", hint="ssh-keygen -Y sign writes it: manifest.json.sig")
         done = attach_signature(bundle, attach.read_bytes())
     document: dict[str, object] = {"bundle": str(bundle), "signatures": done.count}
     lines = [f"{bundle} has {done.count} signatures"]
