@@ -52,7 +52,8 @@ def _load_toml(path: Path, above: tuple[Path, ...]) -> dict[str, object]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        hint = f"`bundler init {path}` writes a commented spec" if not above else f"{above[-1]} extends it"
+        own = f"`bundler init {path}` writes a commented spec" if not path.exists() else "give the path of a spec"
+        hint = own if not above else f"{above[-1]} extends it"
         raise SpecError(f"{path}: {reason}", hint=hint) from None
     try:
         data: dict[str, object] = tomllib.loads(text)

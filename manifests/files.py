@@ -246,6 +246,7 @@ def disk_error(error: OSError, action: str) -> DiskError:
         errno.EACCES: ("permission denied", "choose a folder that you may write, or ask its owner"),
         errno.EPERM: ("operation not permitted", "choose a folder that you may write, or ask its owner"),
         errno.EROFS: ("the file system is read-only", "choose a folder that you may write"),
+        errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another folder, or remove that file"),
         errno.EIO: ("the device reports a read or write error", "the medium may be damaged: copy from another one"),
     }
     reason, hint = reasons.get(error.errno or 0, (error.strerror or str(error), None))

@@ -29,7 +29,8 @@ class FolderMedium:
         self._path = path
         with _reading(self.label):
             if not (path / MANIFEST_NAME).exists():
-                raise IntegrityError(f"{path}: is not an unpacked bundle: it has no {MANIFEST_NAME}")
+                hint = "give the path of a NAME-VERSION-TARGET.bundle.tar, or of the folder that it was unpacked to"
+                raise IntegrityError(f"{path}: is not an unpacked bundle: it has no {MANIFEST_NAME}", hint=hint)
             self.manifest_bytes = _read_limited(path / MANIFEST_NAME, MAX_MANIFEST_SIZE)
             self.signature_slot = _read_limited(path / SIGNATURE_NAME, SIGNATURE_SLOT)
             has_delta = (path / DELTA_NAME).exists()

@@ -24,6 +24,7 @@ from manifests.volumes import open_source
 
 __all__ = ["FolderMedium", "FrameError", "Medium", "TarMedium", "list_problems", "open_medium"]
 
+_NAME_HINT: Final = "give the path of a NAME-VERSION-TARGET.bundle.tar"
 _NOT_A_BUNDLE: Final = "is not a Sealift bundle: it does not begin with manifest.json"
 
 
@@ -124,7 +125,7 @@ def _open(path: Path | Remote, supply: Supply) -> Medium:
     except OSError as error:
         raise disk_error(error, f"read {path}") from error
     if not exists:
-        hint = f"it is in volumes: give {first}" if in_volumes else "give the path of a NAME-VERSION-TARGET.bundle.tar"
+        hint = f"it is in volumes: give {first}" if in_volumes else _NAME_HINT
         raise UsageError(f"{path}: no such bundle", hint=hint)
     return FolderMedium(path) if is_folder else TarMedium(open_source(path, supply))
 
@@ -256,7 +257,7 @@ def _read_manifest(source: ByteSource) -> bytes:
     block = take(source, BLOCK, 0)
     size = _octal_size(block)
     if size is None or block != member_header(MANIFEST_NAME, size, 0o644):
-        raise IntegrityError(f"{source.label}: {_NOT_A_BUNDLE}")
+        raise IntegrityError(f"{source.label}: {_NOT_A_BUNDLE}", hint=_NAME_HINT)
     if size > MAX_MANIFEST_SIZE:
         msg = f"{source.label}: {MANIFEST_NAME} has {size} bytes, at most {MAX_MANIFEST_SIZE} are allowed"
         raise IntegrityError(msg)

@@ -111,6 +111,7 @@ def verify_signatures(
     return tuple(counted.values())
 
 
+_LINE_HINT: Final = "give the allowed_signers file of the kit; a .pub file is not one, since it doesn't say who"
 _HINT: Final = "compare fingerprints with the builder by another way than the medium (ssh-keygen -l -f KEY.pub)"
 
 
@@ -148,7 +149,7 @@ def _parse_line(line: str) -> AllowedSigner:
     options, rest = ({}, rest) if _KEY_TYPES.match(rest) else _parse_options(rest)
     type_name, rest = _partition(rest)
     if not rest:
-        raise TrustError("expected PRINCIPALS [OPTIONS] KEYTYPE BASE64")
+        raise TrustError("expected PRINCIPALS [OPTIONS] KEYTYPE BASE64", hint=_LINE_HINT)
     _check_options(options)
     return AllowedSigner(
         principals=principals,
@@ -175,7 +176,7 @@ def _parse_options(text: str) -> tuple[dict[str, str], str]:
         text = text[match.end() :]
         if match[3] != ",":
             return options, text.lstrip(" \t")
-    raise TrustError("expected PRINCIPALS [OPTIONS] KEYTYPE BASE64")
+    raise TrustError("expected PRINCIPALS [OPTIONS] KEYTYPE BASE64", hint=_LINE_HINT)
 
 
 def _quoted(line: str) -> tuple[str, str]:

@@ -289,7 +289,8 @@ def rollback(prefix: Prefix) -> Release:
         names = {release.name: release for release in prefix.all_releases() if release.is_complete}
         previous = names.get(state.before(live.name)) if state else None
         if state is None or previous is None or previous.name == live.name:
-            raise UsageError(f"{prefix.path}: there is no earlier release to go back to", hint="runtime status")
+            hint = f"runtime status --prefix {prefix.path}"
+            raise UsageError(f"{prefix.path}: there is no earlier release to go back to", hint=hint)
         write_atomic(prefix.state, replace(state, previous=live.name, earlier=previous.name).encode())
         record(prefix, f"rollback {previous.name}")
         replace_link(prefix.current, f"releases/{previous.name}")

@@ -148,7 +148,8 @@ def hold_live(prefix: Prefix) -> Release:
         except FileNotFoundError:
             continue  # removed since: something else is live now
         if descriptor is None:
-            raise DiskError(f"{release.path}: is being removed or repaired", hint="runtime status")
+            hint = f"runtime status --prefix {prefix.path}"
+            raise DiskError(f"{release.path}: is being removed or repaired", hint=hint)
         if release.is_complete:
             os.set_inheritable(descriptor, True)
             return release

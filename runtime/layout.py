@@ -123,7 +123,8 @@ class Release:
         """
         descriptor = self.hold()
         if descriptor is None:
-            raise DiskError(f"{self.path}: is being removed or repaired", hint="runtime status")
+            hint = f"runtime status --prefix {self.path.parent.parent}"
+            raise DiskError(f"{self.path}: is being removed or repaired", hint=hint)
         try:
             yield
         finally:

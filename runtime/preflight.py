@@ -130,7 +130,7 @@ def _python_check(manifest: Manifest, python: Path | None) -> Check:
 
 def _writable_check(prefix: Prefix) -> Check:
     existing = existing_parent(prefix.path)
-    remedy = f"choose a --prefix that you may write, or make it first: mkdir -p {prefix.path} && chown"
+    remedy = f"choose a --prefix that you may write, or have root make it: install -d -o USER {prefix.path}"
     row: Callable[[str, str, str], Check] = lambda found, verdict, text: Check(  # noqa: E731 # one row, three outcomes
         name="prefix", found=found, needed="a folder that may be written", verdict=verdict, remedy=text, exit_code=7
     )

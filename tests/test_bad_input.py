@@ -80,7 +80,7 @@ def test_an_unknown_key(builder: Builder, more: str, message: str) -> None:
     [
         (b"[bundle\n", "error: demo.toml: line 1, column 8: "),
         (b"[bundle]\nname = 'x'\nname = 'y'\n", "error: demo.toml: line 3, column "),
-        (b"\xff\xfe", "error: demo.toml: is not UTF-8 text\nhint: `bundler init demo.toml` writes a commented spec\n"),
+        (b"\xff\xfe", "error: demo.toml: is not UTF-8 text\nhint: give the path of a spec\n"),
         (b"", "error: demo.toml: bundle.name: "),
         (b"[bundle]\nname = 5\nversion = '1'\n", "error: demo.toml: bundle.name: expected a string, got an integer\n"),
     ],
@@ -106,6 +106,28 @@ def test_a_requirement_that_does_not_exist(builder: Builder) -> None:
     # pip asks rustc for its version, whose rustup may leave a folder in an empty home.
     others = sorted(path.name for path in builder.folder.iterdir() if path.name not in {"cache", ".rustup"})
     assert others == ["demo.toml"]
+
+
+def test_a_folder_for_caches_that_can_not_be_made(builder: Builder) -> None:
+    spec_of(builder)
+    (builder.folder / "file").touch()
+    elsewhere = replace(builder, variables={"UV_CACHE_DIR": str(builder.folder / "file/uv")})
+    code, told = refused_lock(elsewhere)
+    assert code == 7
+    assert told.startswith("error: can't use uv's cache: ")
+    assert told.endswith("\nhint: name a folder that you may write: XDG_CACHE_HOME, for uv alone UV_CACHE_DIR\n")
+
+
+def test_a_folder_below_a_file(builder: Builder) -> None:
+    spec_of(builder)
+    code, told = builder.refused("build", "demo.toml", "--output", "demo.toml/out", "--unsigned", "--no-rehearsal")
+    assert (code, told.splitlines()[-2:]) == (
+        7,
+        [
+            "error: can't create demo.toml/out: a part of the path is a file, not a folder",
+            "hint: choose another folder, or remove that file",
+        ],
+    )
 
 
 def test_a_version_that_does_not_exist(builder: Builder) -> None:

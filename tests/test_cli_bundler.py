@@ -163,10 +163,37 @@ def test_a_key_that_is_not_there_leaves_the_bundle_alone(built: tuple[Builder, P
     assert tar.read_bytes() == before
 
 
+def test_a_signature_that_is_not_there_or_none(built: tuple[Builder, Path]) -> None:
+    builder, tar = built
+    before = tar.read_bytes()
+    code, told = builder.refused("sign", tar, "--attach", "none.sig")
+    hint = "ssh-keygen -Y sign writes it: manifest.json.sig"
+    assert (code, told) == (2, f"error: none.sig: no such file\nhint: {hint}\n")
+    (builder.folder / "junk.sig").write_text("junk\n")
+    code, told = builder.refused("sign", tar, "--attach", "junk.sig")
+    assert code == 4
+    assert told.startswith("error: the file is not an SSH signature: ")
+    assert "ssh-keygen -Y sign -f KEY -n sealift-bundle-v1 manifest.json\n" in told
+    assert tar.read_bytes() == before
+
+
+def test_a_public_key_does_not_sign(built: tuple[Builder, Path]) -> None:
+    builder, tar = built
+    (builder.folder / "some.pub").write_text("ssh-ed25519 AAAA someone\n")
+    code, told = builder.refused("sign", tar, "--key", "some.pub")
+    assert (code, told) == (
+        2,
+        "error: some.pub: can't be used to sign: it is a public key\nhint: give the private key: some\n",
+    )
+
+
 def test_messages_of_inspect_for_what_is_no_bundle(builder: Builder) -> None:
     (builder.folder / "b.bundle.tar").write_bytes(b"x" * 100_000)
     code, told = builder.refused("inspect", "b.bundle.tar")
-    assert (code, told.splitlines()[0]) == (
+    assert (code, told) == (
         5,
-        "error: b.bundle.tar: is not a Sealift bundle: it does not begin with manifest.json",
+        (
+            "error: b.bundle.tar: is not a Sealift bundle: it does not begin with manifest.json\n"
+            "hint: give the path of a NAME-VERSION-TARGET.bundle.tar\n"
+        ),
     )

@@ -129,7 +129,8 @@ def check_requirement(text: str, where: str) -> Requirement:
         if re.match(r"(?:[a-z+]+:|\.{0,2}/)", text):
             raise _direct(where, shown) from None
         reason = redact(str(error).splitlines()[0])
-        raise SpecError(f"{where}: {shown!r} is not a requirement: {reason}") from None
+        hint = "a requirement is a name, with a version if you like: six, six==1.17.0, six>=1.16"
+        raise SpecError(f"{where}: {shown!r} is not a requirement: {reason}", hint=hint) from None
     if requirement.url is not None:
         raise _direct(where, shown)
     return requirement

@@ -33,7 +33,7 @@ from bundler.packages.uvinput import (
 from bundler.packages.wheeltags import MACOS_VERSION, best_wheel, tag_rank
 from bundler.process import Finished, run_program
 from bundler.spec import IndexSpec
-from manifests.errors import SourceError
+from manifests.errors import DiskError, SealiftError, SourceError
 from manifests.manifest import Target
 
 _PYTORCH_PATH: Final = "/whl/"  # of PyTorch's own indexes, which uv asks for a torch backend
@@ -211,9 +211,12 @@ class UvResolver:
             env["MACOSX_DEPLOYMENT_TARGET"] = ".".join(map(str, MACOS_VERSION))
         return run_program(command, env=env, cwd=folder)
 
-    def _error(self, done: Finished, target: Target) -> SourceError:
+    def _error(self, done: Finished, target: Target) -> SealiftError:
         text = self.config.redact(done.errors)
         reason = short_reason(text)
+        if "Failed to initialize cache" in text:
+            hint = "name a folder that you may write: XDG_CACHE_HOME, for uv alone UV_CACHE_DIR"
+            return DiskError(f"can't use uv's cache: {reason}", hint=hint)
         if "Failed to fetch" in text and _PYTORCH_PATH in text:
             message = f"torch for {target.label}: pip's find-links hold no wheel for it, and PyTorch's own index fails"
             hint = "put a matching wheel into a folder and name it: pip config set global.find-links FOLDER"

@@ -22,6 +22,7 @@ from manifests.sshsig import REHEARSAL_NAMESPACE
 EVIDENCE_TYPE: Final = "urn:sealift:rehearsal:1"
 _TAR_SUFFIX: Final = re.compile(r"\.bundle\.tar(\.[0-9]+)?$", re.ASCII)
 _PLACES: Final = re.compile(r"(?<![\w./])/(?:[^\s/'\":,;]+/)+")
+NONE_RECORDED: Final = "its answers were not compared, none are recorded"
 AS_ROOT: Final = "an ordinary user: it was root, whom permissions don't stop"
 
 
@@ -217,7 +218,7 @@ def not_rehearsed(manifest: Manifest, rehearsal: Rehearsal) -> Iterator[str]:
     compared = {model["name"]: model["compared"] for model in rehearsal.models}
     for model in manifest.models:
         if not compared.get(model.name):
-            yield f"model {model.name}: its answers were not compared, none are recorded"
+            yield f"model {model.name}: {NONE_RECORDED}"
 
 
 def _instead(name: str, rehearsal: Rehearsal) -> str:

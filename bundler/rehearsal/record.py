@@ -9,7 +9,7 @@ from typing import Any
 
 from bundler.lock import Lock
 from bundler.rehearsal.answers import fill_answers, with_default_probes
-from bundler.rehearsal.evidence import Rehearsal
+from bundler.rehearsal.evidence import NONE_RECORDED, Rehearsal
 from bundler.rehearsal.rehearse import unrehearsable
 from bundler.sealing.build import BuildOptions, build_bundle
 from bundler.spec import Spec
@@ -49,7 +49,9 @@ def record_answers(
     folder = spec.path.absolute().parent / f".{spec.path.stem}.record-{os.getpid()}"
     try:
         options = BuildOptions(output=folder, signer=None)
-        built = build_bundle(spec, fresh, store, options, progress=progress, report=report)
+        # That nothing was compared yet goes without saying here.
+        told: Callable[[str], None] = lambda words: None if words.endswith(NONE_RECORDED) else report(words)  # noqa: E731 # one line says it
+        built = build_bundle(spec, fresh, store, options, progress=progress, report=told)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     done = built.rehearsal

@@ -104,6 +104,9 @@ def load_signer(path: Path, ask_passphrase: Callable[[], str] | None = None) -> 
         raise UsageError(f"{path}: no such key", hint="make one: bundler keygen PATH --identity WHO") from None
     except OSError as error:
         raise disk_error(error, f"read {path}") from error
+    if data.startswith(b"ssh-"):
+        hint = f"give the private key: {path.with_suffix('')}"
+        raise UsageError(f"{path}: can't be used to sign: it is a public key", hint=hint)
     if stat.S_IMODE(mode) & 0o077:
         msg = f"{path}: mode {stat.S_IMODE(mode):04o}: others can read this key"
         raise TrustError(msg, hint=f"chmod 600 {path}; if it was really exposed, make a new key")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from bundler.sealing.keys import Signer
 from bundler.sealing.pack import replace_slot, signature_slot
@@ -21,6 +22,11 @@ class Signed:
     count: int
     key: PublicKey
     kit: Path
+
+
+_MADE_BY: Final = (
+    f"bundler manifest BUNDLE > manifest.json; ssh-keygen -Y sign -f KEY -n {BUNDLE_NAMESPACE} manifest.json"
+)
 
 
 def sign_bundle(path: Path, signer: Signer) -> Signed:
@@ -42,8 +48,12 @@ def attach_signature(path: Path, block: bytes) -> Signed:
     Raises:
         TrustError: It isn't one signature over this bundle's manifest.
     """
-    if len(parse_signatures(block)) != 1:
-        raise TrustError("the file does not hold exactly one SSH signature")
+    try:
+        found = parse_signatures(block)
+    except TrustError as error:
+        raise TrustError(f"the file is not an SSH signature: {error.message}", hint=_MADE_BY) from None
+    if len(found) != 1:
+        raise TrustError("the file does not hold exactly one SSH signature", hint=_MADE_BY)
     return _add_block(path, lambda _: block)
 
 

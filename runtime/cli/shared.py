@@ -72,12 +72,13 @@ def read_trust(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UsageError(
             f"{path}: no such allowed_signers file", hint="it came with the kit: kit/allowed_signers"
         ) from None
     except UnicodeDecodeError:
-        raise TrustError(f"{path}: not an allowed_signers file: it isn't text") from None
+        hint = "give the allowed_signers file of the kit: kit/allowed_signers"
+        raise TrustError(f"{path}: not an allowed_signers file: it isn't text", hint=hint) from None
 
 
 def parse_trust(text: str, path: Path) -> "TrustRoot":

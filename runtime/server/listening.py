@@ -1,5 +1,6 @@
 """The socket and the loop: a port that is taken is known before any model loads, and SIGTERM drains."""
 
+import errno
 import ipaddress
 import signal
 import socket
@@ -29,8 +30,10 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except (OSError, OverflowError) as error:
         listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise AdapterError(f"can't listen on {host} port {port}: {reason}", hint="choose another with --port") from None
+        reason = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
+        is_address = isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL
+        hint = "give an address of this host with --host" if is_address else "choose another with --port"
+        raise AdapterError(f"can't listen on {host} port {port}: {reason}", hint=hint) from None
     return listener
 
 

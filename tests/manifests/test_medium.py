@@ -137,7 +137,8 @@ def test_truncation_anywhere_is_noticed(tar: Path) -> None:
         os.truncate(tar, offset)
         error = refusal(tar)
         assert error.message == f"{tar}: {cuts[offset]}"
-        assert error.hint == (COPY if "truncated" in cuts[offset] else None)
+        named = "give the path of a NAME-VERSION-TARGET.bundle.tar" if cuts[offset] == NOT_A_BUNDLE else None
+        assert error.hint == (COPY if "truncated" in cuts[offset] else named)
 
 
 @pytest.mark.parametrize("extra", [b"\0", b"x", bytes(512), bytes(10240)])
@@ -246,7 +247,9 @@ def test_a_chunk_is_named(tmp_path: Path, key: Key) -> None:
 
 
 def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
-    assert str(refusal(tmp_path)) == f"{tmp_path}: is not an unpacked bundle: it has no manifest.json"
+    error = refusal(tmp_path)
+    assert str(error) == f"{tmp_path}: is not an unpacked bundle: it has no manifest.json"
+    assert error.hint == "give the path of a NAME-VERSION-TARGET.bundle.tar, or of the folder that it was unpacked to"
 
 
 def test_a_folder_without_a_signature(folder: Path) -> None:

@@ -133,7 +133,8 @@ def test_downgrade_needs_a_word(tmp_path: Path, host: Host, first: ClosedBundle,
 def test_rollback_without_an_earlier_release(installed: Path, first: ClosedBundle, host: Host) -> None:
     done = host.runtime(first.pyz, "rollback", "--prefix", installed)
     assert done.returncode == 2
-    assert f"{installed}: there is no earlier release to go back to" in done.stderr
+    told = f"{installed}: there is no earlier release to go back to\nhint: runtime status --prefix {installed}\n"
+    assert told in done.stderr
 
 
 def test_another_bundle_in_the_prefix_is_refused(tmp_path: Path, installed: Path, closed_key: Key, host: Host) -> None:

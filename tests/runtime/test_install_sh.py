@@ -84,7 +84,8 @@ def test_a_changed_kit_is_not_executed(
 def test_an_incomplete_kit(tmp_path: Path, host: Host, first: ClosedBundle, kit: Path, name: str) -> None:
     (kit / name).unlink()
     done = host.run("sh", script_of(first), "--kit", kit, first.tar, "--prefix", tmp_path / "prefix")
-    assert (done.returncode, done.stderr) == (2, f"error: {kit}: not a kit, it has no {name}\n")
+    hint = "give the folder that came another way than the bundle: NAME-VERSION-TARGET.kit"
+    assert (done.returncode, done.stderr) == (2, f"error: {kit}: not a kit, it has no {name}\nhint: {hint}\n")
 
 
 @pytest.mark.parametrize("form", [program("tar"), "folder"])

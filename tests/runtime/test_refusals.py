@@ -282,6 +282,7 @@ def test_a_uv_for_another_host(tmp_path: Path, host: Host, closed_key: Key, memb
         (b"\xff\xfe", 4, "not an allowed_signers file: it isn't text"),
         (b"# one\nwho ssh-ed25519\n", 4, "line 2: expected PRINCIPALS [OPTIONS] KEYTYPE BASE64"),
         (b"who ssh-rsa AAAA\n", 4, "line 1: "),
+        (b"ssh-ed25519 AAAA who\n", 4, "hint: give the allowed_signers file of the kit; a .pub file is not one"),
     ],
 )
 def test_a_trust_file_that_is_none(
@@ -298,7 +299,8 @@ def test_a_trust_file_that_is_none(
 
 def test_a_trust_file_that_is_a_folder(tmp_path: Path, host: Host, first: ClosedBundle) -> None:
     got, told = refuse(host, first, first.tar, tmp_path / "prefix", tmp_path)
-    assert (got, told.splitlines()[0]) == (7, f"error: can't use {tmp_path}: Is a directory")
+    hint = "hint: it came with the kit: kit/allowed_signers"
+    assert (got, told) == (2, f"error: {tmp_path}: no such allowed_signers file\n{hint}\n")
 
 
 def test_a_bundle_that_is_not_there(tmp_path: Path, host: Host, first: ClosedBundle) -> None:

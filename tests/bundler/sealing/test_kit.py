@@ -56,5 +56,5 @@ def test_an_older_kit_is_replaced(tmp_path: Path, manifest: Manifest) -> None:
 
 def test_a_kit_that_can_t_be_written(tmp_path: Path, manifest: Manifest) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DiskError, match=f"can't write {tmp_path}/file/kit: Not a directory"):
+    with pytest.raises(DiskError, match=f"can't write {tmp_path}/file/kit: a part of the path is a file"):
         write_kit(tmp_path / "file" / "kit", manifest, BOOTSTRAP, "")

@@ -80,6 +80,19 @@ def test_not_ready_while_loading(release: Path, tmp_path: Path) -> None:
     assert running.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "reason", "hint"),
+    [
+        ("127.0.0.1", "99999", "a port is a number from 0 to 65535", "choose another with --port"),
+        ("192.0.2.1", "0", "Cannot assign requested address", "give an address of this host with --host"),
+    ],
+)
+def test_where_nobody_can_listen(release: Path, host: str, port: str, reason: str, hint: str) -> None:
+    done = run_server(release, "--host", host, "--port", port)
+    told = f"error: can't listen on {host} port {port}: {reason}\nhint: {hint}\n"
+    assert (done.returncode, done.stderr) == (9, told)
+
+
 def test_a_taken_port_is_exit_9_before_models_load(release: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
