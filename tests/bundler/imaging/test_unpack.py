@@ -122,7 +122,14 @@ def test_the_tar_has_to_be_the_one_of_the_config(tmp_path: Path) -> None:
         unpack(tmp_path, Member(name="a"), diff_id=wrong)
 
 
-@pytest.mark.parametrize("data", [b"no gzip at all", gzip.compress(bytes(5000))[:-20], gzip.compress(b"no tar" * 500)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"no gzip at all", id="no gzip"),
+        pytest.param(gzip.compress(bytes(5000))[:-20], id="cut"),
+        pytest.param(gzip.compress(b"no tar" * 500), id="no tar"),
+    ],
+)
 def test_a_layer_that_is_none(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "blob").write_bytes(data)
     layer = Descriptor(media_type=GZIP_LAYER_TYPE, digest=f"sha256:{'1' * 64}", size=len(data))
