@@ -113,7 +113,8 @@ def run_pip_download(arguments: Sequence[str | Path], folder: Path) -> None:
         detail = " ".join(line.strip() for line in errors.splitlines() if "sha256" in line or "Got" in line)
         raise IntegrityError(f"what pip fetched isn't what was resolved: {detail[:500]}")
     lines = [line.removeprefix("ERROR: ") for line in errors.splitlines() if line.startswith("ERROR: ")]
-    reason = lines[0] if lines else errors.strip()[-300:]
+    # What was passed over comes first, what is missing last.
+    reason = next((line for line in lines if not line.startswith("Ignored the following")), errors.strip()[-300:])
     raise SourceError(f"pip can't fetch: {reason}", hint="check the network, the proxy and `pip config list`")
 
 
