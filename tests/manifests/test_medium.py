@@ -356,9 +356,8 @@ def test_mode_bits_of_a_folder_are_not_checked(folder: Path) -> None:
 def test_a_folder_that_can_not_be_searched(folder: Path) -> None:
     blocked = folder / "app/blocked"
     blocked.mkdir(mode=0)
-    folder.parent.chmod(0o755)
     for parent in list(folder.parents)[:3]:
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode | 0o055)
     if is_root():
         os.seteuid(65534)
     try:
