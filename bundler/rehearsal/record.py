@@ -47,10 +47,13 @@ def record_answers(
     unmeasured = replace(lock.rehearsal, agreement={})
     fresh = replace(lock, probes=tuple(replace(probe, expect=None) for probe in asked), rehearsal=unmeasured)
     folder = spec.path.absolute().parent / f".{spec.path.stem}.record-{os.getpid()}"
+
+    def told(words: str) -> None:
+        if not words.endswith(NONE_RECORDED):  # that nothing was compared yet goes without saying here
+            report(words)
+
     try:
         options = BuildOptions(output=folder, signer=None)
-        # That nothing was compared yet goes without saying here.
-        told: Callable[[str], None] = lambda words: None if words.endswith(NONE_RECORDED) else report(words)  # noqa: E731 # one line says it
         built = build_bundle(spec, fresh, store, options, progress=progress, report=told)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
