@@ -7,18 +7,26 @@ has the API (``engine.add``, ``engine.step``, ``handle.take``, ``handle.cancel``
 from collections.abc import Iterator, Sequence
 
 
-def plan_batches(lengths: Sequence[int], *, budget: int, rows: int | None = None) -> Iterator[tuple[int, ...]]:
+def plan_batches(
+    lengths: Sequence[int], *, budget: int, rows: int | None = None, padded: bool = True
+) -> Iterator[tuple[int, ...]]:
     """Yield the indices of each batch, longest inputs first, so that a batch that is too large fails early.
 
     Args:
         lengths: Tokens of each input.
-        budget: Tokens a batch may hold, padding included; an input longer than that is a batch of its own.
+        budget: Tokens a batch may hold; an input longer than that is a batch of its own.
         rows: Inputs a batch may hold; None for any number.
+        padded: Whether each input takes as much of the budget as the longest of its batch.
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        room = max(1, budget // max(1, lengths[order[start]]))
-        size = min(room, rows) if rows else room
-        yield tuple(order[start : start + size])
-        start += size
+    batch: list[int] = []
+    used = longest = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        share = max(1, longest if batch and padded else lengths[index])
+        if batch and (used + share > budget or len(batch) == rows):
+            yield tuple(batch)
+            batch, used, share = [], 0, max(1, lengths[index])
+        longest = longest if batch else share
+        batch.append(index)
+        used += share
+    if batch:
+        yield tuple(batch)

@@ -75,6 +75,7 @@ class BgeM3Adapter(LocalEmbedder):
         heads = read_heads(directory, self._settings, model=config.name)
         self._reader = TokenReader(directory, model=config.name, asked=self._settings.max_length, declared=at_most)
         self._engine = self._make_engine(directory, heads, device, dtype)
+        products = self._engine.encoder.notes if isinstance(self._engine, TransformersEngine) else ()
         self._features: tuple[Mode, ...] = tuple(mode for mode in MODES if mode == "dense" or f"{mode}_linear" in heads)
         self._cache, cache_note = open_cache(
             self._settings, lambda: self._identity(fingerprint(directory), str(device), str(dtype)), model=config.name
@@ -90,7 +91,7 @@ class BgeM3Adapter(LocalEmbedder):
             limit=self._reader.limit,
             dimension=self.dimension,
             features=self._features,
-            notes=(device_note, dtype_note, *int8_notes, f"backend {self._settings.backend}", cache_note),
+            notes=(device_note, dtype_note, *int8_notes, *products, f"backend {self._settings.backend}", cache_note),
         )
 
     def _make_engine(

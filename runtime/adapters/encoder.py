@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from manifests.errors import AdapterError
 from runtime.adapters.base import EmbeddingInput, RequestError
 from runtime.adapters.batching import plan_batches
-from runtime.adapters.hardware import is_out_of_memory
-from runtime.adapters.onednn import use_onednn
+from runtime.adapters.hardware import choose_products, is_out_of_memory
+from runtime.adapters.packing import PACKED, can_pack, forward_packed
 from runtime.adapters.quantize import quantize_linears
 from runtime.adapters.settings import EmbedderSettings
 
@@ -68,7 +68,7 @@ class TokenReader:
 
     def __init__(self, directory: Path, *, model: str, asked: int | None, declared: int | None = None) -> None:
         self.name = model
-        config = load_pretrained(AutoConfig.from_pretrained, directory, model=model)
+        self.config = config = load_pretrained(AutoConfig.from_pretrained, directory, model=model)
         self.tokenizer = load_pretrained(AutoTokenizer.from_pretrained, directory, model=model)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self.vocabulary = int(config.vocab_size)
@@ -122,7 +122,11 @@ class TextEncoder:
         reader: Its tokenizer and limit.
         device: Where to compute.
         dtype: What to compute in.
-        settings: Batch sizes, and whether to multiply in 8 bits.
+        settings: Batch sizes, and how to multiply.
+
+    Attributes:
+        packed: Whether texts of different lengths are computed without padding.
+        notes: What was chosen, for a person.
 
     Raises:
         AdapterError: transformers can't load the folder.
@@ -141,19 +145,21 @@ class TextEncoder:
         self.device = device
         self.budget = settings.batch_tokens or (1024 if device.type == "cpu" else 16384)
         self.rows = settings.batch_size
+        self.packed = device.type == "cpu" and can_pack(reader.config)
         network = load_pretrained(
             AutoModel.from_pretrained,
             directory,
             model=self.name,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=PACKED if self.packed else "sdpa",
             use_safetensors=True,
         )
         self.network = network.to(device).eval()
         if settings.int8:
             quantize_linears(self.network)
-        elif device.type == "cpu" and dtype == torch.float32:
-            use_onednn(self.network)
+            self.notes: tuple[str, ...] = ()
+        else:
+            self.notes = choose_products(settings, self.network, pack=True, model=self.name)
         self.pad_id = reader.pad_id
 
     @property
@@ -172,7 +178,8 @@ class TextEncoder:
             AdapterError: One row alone doesn't fit into memory.
         """
         done = 0
-        for planned in plan_batches([len(row.ids) for row in rows], budget=self.budget, rows=self.rows):
+        lengths = [len(row.ids) for row in rows]
+        for planned in plan_batches(lengths, budget=self.budget, rows=self.rows, padded=not self.packed):
             for batch in self._forward_halving(rows, planned):
                 yield batch
                 done += len(batch.rows)
@@ -204,7 +211,11 @@ class TextEncoder:
         if any(len(rows[index].ids) < length for index in batch):
             ones = [[1] * len(rows[index].ids) + [0] * (length - len(rows[index].ids)) for index in batch]
             mask = torch.tensor(ones, dtype=torch.int64, device=self.device)
-        states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.packed:
+            alone = forward_packed(self.network, [rows[index].ids for index in batch])
+            states = torch.nn.utils.rnn.pad_sequence(alone, batch_first=True)
+        else:
+            states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
         return HiddenStates(rows=batch, ids=ids, states=states, mask=mask)
 
 

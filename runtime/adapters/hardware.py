@@ -7,6 +7,7 @@ from typing import Final
 import torch
 
 from manifests.errors import AdapterError
+from runtime.adapters.onednn import use_onednn
 from runtime.adapters.settings import CommonSettings, EmbedderSettings
 
 _FAST_INT8_FLAGS: Final = frozenset({"amx_int8", "asimddp", "avx512_vnni", "avx_vnni", "i8mm"})
@@ -63,6 +64,31 @@ def choose_int8(settings: EmbedderSettings, device: torch.device, *, model: str)
     if flags:
         return (f"int8 linear layers: this CPU has {flags[0]}; the numbers are close, not exact",)
     return ("int8 linear layers: this CPU has no 8-bit products, float32 may be faster",)
+
+
+def choose_products(settings: CommonSettings, network: torch.nn.Module, *, pack: bool, model: str) -> tuple[str, ...]:
+    """Have oneDNN do a network's float32 products where the device is a CPU; return what is to be said about that.
+
+    Args:
+        settings: The model's.
+        network: The network in its place; its linear layers change.
+        pack: Whether its weights are packed where the settings don't say.
+        model: Its name, for messages.
+
+    Raises:
+        AdapterError: The settings ask for packed weights, and there can be none.
+    """
+    first = next(network.parameters())
+    reason = f"the device is {first.device}" if first.device.type != "cpu" else "this CPU or this torch has no oneDNN"
+    asked = settings.pack_weights
+    if first.device.type == "cpu" and first.dtype == torch.float32:
+        note = use_onednn(network, pack=pack if asked is None else asked)
+        if note:
+            return (note,)
+    if asked:
+        msg = f"model {model!r}: settings: pack_weights: for float32 on an x86 CPU only, and {reason}"
+        raise AdapterError(msg, hint="remove pack_weights")
+    return ()
 
 
 def _generator_dtype(device: torch.device) -> tuple[torch.dtype, str]:

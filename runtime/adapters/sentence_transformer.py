@@ -56,7 +56,15 @@ class SentenceTransformerAdapter(LocalEmbedder):
             limit=self._reader.limit,
             dimension=self.dimension,
             features=("dense",),
-            notes=(device_note, dtype_note, *int8_notes, pooling_note, *self._prompt_notes(), cache_note),
+            notes=(
+                device_note,
+                dtype_note,
+                *int8_notes,
+                *self._encoder.notes,
+                pooling_note,
+                *self._prompt_notes(),
+                cache_note,
+            ),
         )
 
     @classmethod

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from manifests.errors import AdapterError
 from runtime.adapters.encoder import load_pretrained
-from runtime.adapters.hardware import choose_device, choose_dtype
+from runtime.adapters.hardware import choose_device, choose_dtype, choose_products
 from runtime.adapters.quantize import quantize_linears
 from runtime.adapters.settings import CausalLmSettings
 
@@ -50,14 +50,17 @@ def load_generator(directory: Path, settings: CausalLmSettings, *, model: str) -
     }
     network = load_pretrained(AutoModelForCausalLM.from_pretrained, directory, model=model, **options)
     network = (network if "quantization_config" in options else network.to(device)).eval()
+    products: tuple[str, ...] = ()
     if settings.int8:
         quantize_linears(network)
+    elif "quantization_config" not in options:
+        products = choose_products(settings, network, pack=False, model=model)
     return LoadedGenerator(
         network=network,
         device=device,
         dtype=_dtype_name(settings, dtype),
         limit=_context_limit(network.config, settings.max_length, model),
-        notes=(device_note, dtype_note, *attention_notes),
+        notes=(device_note, dtype_note, *attention_notes, *products),
     )
 
 

@@ -92,7 +92,7 @@ class _Running:
 
 
 class EmbeddingWorker(Worker[Job]):
-    """The thread of one embedder."""
+    """The threads of one embedder."""
 
     def __init__(
         self, name: str, embedder: Embedder, *, depth: int, metrics: Metrics, batch_tokens: int = BATCH_TOKENS
@@ -116,12 +116,12 @@ class EmbeddingWorker(Worker[Job]):
             self._running = [one for one in self._running if not one.ended]
 
     def _gather(self) -> bool:
-        """Take what waits while each gets a text into the next batch; whether there is anything to do, now or later."""
+        """Take what waits while each gets a text into the next batch; whether there is anything to do."""
         tokens = sum(self._least(one) for one in self._running)
         while tokens < self._batch_tokens and (job := self._take(wait=not self._running)) is not None:
             self._running.append(_Running(job=job))
             tokens += self._least(self._running[-1])
-        return bool(self._running) or not self._draining
+        return bool(self._running)
 
     def _least(self, running: _Running) -> int:
         """Return the tokens of the one text that a job puts into a batch at least."""

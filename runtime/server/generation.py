@@ -28,7 +28,7 @@ Jobs: TypeAlias = Sequence[GenerationJob]
 
 
 class GenerationWorker(Worker[Jobs]):
-    """The thread of one generator: it drives the engine that decodes all rows together.
+    """The threads of one generator: it drives the engine that decodes all rows together.
 
     No more rows than the engine decodes at once are given to it, so whoever waits waits in the bounded queue.
     """
@@ -59,14 +59,14 @@ class GenerationWorker(Worker[Jobs]):
                 self._deliver(handle)
 
     def _admit(self) -> bool:
-        """Fill free rows; whether there is anything to do, now or later."""
+        """Fill free rows; whether there is anything to do."""
         while len(self._rows) < self._engine.max_rows:
             if not self._next:
                 self._next.extend(self._take(wait=not self._rows) or ())
             if not self._next:
                 break
             self._begin(self._next.popleft())
-        return bool(self._rows or self._next) or not self._draining
+        return bool(self._rows or self._next)
 
     def _begin(self, job: GenerationJob) -> None:
         if job.cancelled.is_set():

@@ -1,5 +1,7 @@
 """Batches by token budget, and contexts by token budget: pure functions."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,13 +17,35 @@ def test_longest_first_and_budget_counts_padding() -> None:
     assert list(plan_batches([], budget=20)) == []
 
 
-@given(lengths=st.lists(st.integers(1, 60)), budget=st.integers(1, 100), rows=st.none() | st.integers(1, 5))
-def test_every_input_is_in_one_batch_and_batches_fit(lengths: list[int], budget: int, rows: int | None) -> None:
-    batches = list(plan_batches(lengths, budget=budget, rows=rows))
+def test_without_padding_the_budget_counts_what_is_there() -> None:
+    assert list(plan_batches([3, 10, 4, 9], budget=20, padded=False)) == [(1, 3), (2, 0)]
+    assert list(plan_batches([3, 10, 4, 2, 0], budget=20, padded=False)) == [(1, 2, 0, 3, 4)]
+    assert list(plan_batches([3, 10, 4, 2], budget=20, rows=3, padded=False)) == [(1, 2, 0), (3,)]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60)),
+    budget=st.integers(1, 100),
+    rows=st.none() | st.integers(1, 5),
+    padded=st.booleans(),
+)
+def test_every_input_is_in_one_batch_and_batches_fit(
+    lengths: list[int],
+    budget: int,
+    rows: int | None,
+    padded: bool,
+) -> None:
+    batches = list(plan_batches(lengths, budget=budget, rows=rows, padded=padded))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+        sizes = [lengths[index] for index in batch]
+        assert sizes == sorted(sizes, reverse=True)
+        assert len(batch) == 1 or (len(batch) * max(sizes) if padded else sum(sizes)) <= budget
         assert rows is None or len(batch) <= rows
+    for batch, after in pairwise(batches):  # no batch ends before it must
+        size = max(map(lengths.__getitem__, batch)) * (len(batch) + 1)
+        size = size if padded else sum(map(lengths.__getitem__, (*batch, after[0])))
+        assert size > budget or len(batch) == rows
 
 
 @given(words=st.lists(st.integers(1, 9), max_size=6), budget=st.integers(0, 40))

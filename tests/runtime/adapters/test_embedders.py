@@ -292,23 +292,28 @@ def test_nothing_in_nothing_out(m3: BgeM3Adapter) -> None:
         m3.embed_multi(["a"], dense=False)
 
 
-def test_out_of_memory_halves_the_batch_and_gives_up_at_one(xlmr: Path, m3: BgeM3Adapter) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_out_of_memory_halves_the_batch_and_gives_up_at_one(xlmr: Path, m3: BgeM3Adapter, packed: bool) -> None:
     adapter = load(xlmr, "bge-m3")
     encoder = engine_of(adapter).encoder
+    if not packed:
+        encoder.packed = False
+        encoder.network.set_attn_implementation("sdpa")
     whole, sizes = encoder.network, []
 
     def scarce(limit: int) -> Any:  # noqa: ANN401 - stands for the network
-        def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Any:  # noqa: ANN401 - as above
-            sizes.append(len(input_ids))
-            if len(input_ids) > limit:
+        def forward(**inputs: Any) -> Any:  # noqa: ANN401 - as above
+            count = len(inputs["packed_lengths" if packed else "input_ids"])
+            sizes.append(count)
+            if count > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return whole(input_ids=input_ids, attention_mask=attention_mask)
+            return whole(**inputs)
 
         return forward
 
     class Scarce:
         def __init__(self, limit: int) -> None:
-            self.config = whole.config
+            self.config, self.device = whole.config, whole.device
             self.forward = scarce(limit)
 
         def __call__(self, **inputs: Any) -> Any:  # noqa: ANN401 - as above

@@ -145,6 +145,26 @@ def test_settings_take_sections_decimal_strings_and_lists() -> None:
             None,
         ),
         (
+            {"pack_weights": True, "device": "cuda:1"},
+            "model 'm': settings: pack_weights: for float32 on a CPU only, contradicts device 'cuda:1'",
+            None,
+        ),
+        (
+            {"pack_weights": True, "dtype": "bfloat16"},
+            "model 'm': settings: pack_weights: for float32 on a CPU only, contradicts dtype 'bfloat16'",
+            None,
+        ),
+        (
+            {"pack_weights": True, "int8": True},
+            "model 'm': settings: pack_weights: contradicts int8, whose products are others",
+            None,
+        ),
+        (
+            {"pack_weights": True, "backend": "flagembedding"},
+            "model 'm': settings: pack_weights: backend 'flagembedding' does its own products",
+            None,
+        ),
+        (
             {"optimization": {"enable_cache": True, "clear_cache_interval": 1000}},
             f"model 'm': settings: clear_cache_interval: refused: {REFUSED['clear_cache_interval']}",
             "remove the key",

@@ -1,6 +1,7 @@
 """The embedding thread: batches by token budget over many requests, slices of large ones, faults that stay alone."""
 
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -130,6 +131,46 @@ def test_a_request_whose_client_left_ends_between_two_slices(model: Lengths) -> 
     model.gate.set()
     worker.stop()
     assert len(model.batches) == 1
+
+
+def model_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "model-m"]
+
+
+def test_the_thread_that_computes_ends_when_nothing_waits_and_the_next_request_gets_another(model: Lengths) -> None:
+    worker = worker_of(model)
+    worker.start()
+    for _ in range(2):
+        model.gate.clear()
+        model.entered.clear()
+        job = EmbeddingJob(texts=["x"])
+        worker.submit(job)
+        assert model.entered.wait(30)
+        assert model_threads() == ["model-m"]
+        model.gate.set()
+        assert lengths_of(job) == [1.0]
+        deadline = time.monotonic() + 30
+        while model_threads():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert worker.alive
+    worker.stop()
+    assert not worker.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_whose_thread_breaks_is_not_alive(model: Lengths, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = worker_of(model)
+
+    def broken() -> bool:
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr(worker, "_gather", broken)
+    worker.start()
+    worker.submit(EmbeddingJob(texts=["x"]))
+    worker._thread.join(30)
+    assert not worker.alive
+    worker.stop()
 
 
 def test_kinds_of_vectors_take_turns(model: Lengths) -> None:

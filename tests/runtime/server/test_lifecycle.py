@@ -1,5 +1,6 @@
 """Starting and stopping: readiness, drain, and the ends that have an exit code."""
 
+import asyncio
 import shutil
 import socket
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from runtime.server.listening import bind
 from tests.runtime.server.conftest import events_of, run_server, start_server, write_release
 
 pytestmark = pytest.mark.models
@@ -46,6 +48,28 @@ def test_sigterm_drains_and_no_prompt_is_in_the_log(release: Path, tmp_path: Pat
     written = log.read_text(encoding="utf-8")
     assert "model endless is loaded" in written
     assert MARKED_PROMPT not in written
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_replies_do_not_wait_for_acknowledgements(host: str) -> None:
+    """Nagle's algorithm would hold the body of each reply back until the client's kernel acknowledged the head."""
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def see(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = bind(host, 0)
+        async with await asyncio.start_server(see, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+            try:
+                return await asyncio.wait_for(found, 30)
+            finally:
+                writer.close()
+
+    assert asyncio.run(accepted()) == 1
 
 
 @pytest.mark.slow
