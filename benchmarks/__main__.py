@@ -97,11 +97,15 @@ def _run(folder: Path, size: Size, names: Sequence[str], rounds: int) -> tuple[l
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return the environment of everything that is run: its own caches, and Sealift importable from anywhere."""
+    """Return the environment of everything that is run: its own caches, and Sealift importable from anywhere.
+
+    Bytecode is written and used, as it is of a package that pip installed; the first round of a fresh clone has none.
+    """
     (folder / "tmp").mkdir()
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     own = {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": path}
-    return {**os.environ, **own, "PIP_NO_INPUT": "1"}
+    return {**inherited, **own, "PIP_NO_INPUT": "1"}
 
 
 def _report(text: str) -> None:

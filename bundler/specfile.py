@@ -26,6 +26,7 @@ from manifests.manifest import (
 )
 
 _DEPTH: Final = 8  # of specs that extend each other
+_PLACE: Final = re.compile(r"(.*) \(at line (\d+), column (\d+)\)")
 
 
 def load_spec(path: Path, *, platform: str | None = None) -> Spec:
@@ -58,7 +59,7 @@ def _load_toml(path: Path, above: tuple[Path, ...]) -> dict[str, object]:
     try:
         data: dict[str, object] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: {_with_line(error)}") from None
+        raise SpecError(f"{path}: {_with_line(error)}", hint=_quoting(error, text)) from None
     base = data.pop("extends", None)
     if base is None:
         return data
@@ -148,6 +149,14 @@ def init_spec(path: Path) -> None:
     write_atomic(path, template.from_string(text).render(name=name, target=host_target()).encode())
 
 
+def _quoting(error: tomllib.TOMLDecodeError, text: str) -> str:
+    """Return what the line is, and what most often is wrong in one."""
+    usual = "text stands in straight quotes, true and false are in small letters, a backslash is written twice"
+    match = _PLACE.fullmatch(str(error))
+    line = text.split("\n")[int(match[2]) - 1].strip()[:80] if match else ""
+    return f"the line reads: {line}; {usual}" if line.isprintable() and line else usual
+
+
 def _with_line(error: tomllib.TOMLDecodeError) -> str:
-    match = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", str(error))
+    match = _PLACE.fullmatch(str(error))
     return f"line {match[2]}, column {match[3]}: {match[1]}" if match else str(error)

@@ -28,6 +28,11 @@ class AllowedSigner:
     valid_after: datetime | None = None
     valid_before: datetime | None = None
 
+    def is_out_of_time(self, now: datetime) -> bool:
+        """Return whether the key isn't valid yet, or isn't any more."""
+        early = self.valid_after is not None and now < self.valid_after
+        return early or (self.valid_before is not None and now > self.valid_before)
+
     def problem(self, namespace: str, now: datetime) -> str | None:
         """Return why this signer may not sign in ``namespace`` at ``now``, or None."""
         if self.namespaces and not _matches_list(self.namespaces, namespace):
@@ -99,7 +104,7 @@ def verify_signatures(
     if not signatures:
         raise TrustError("the bundle is not signed", hint="on the builder's side: bundler sign BUNDLE --key FILE")
     counted: dict[bytes, VerifiedSigner] = {}
-    problems = []
+    problems: list[_Problem] = []
     for signature in signatures:
         verdict = _judge(message, signature, trust, namespace, now)
         if isinstance(verdict, VerifiedSigner):
@@ -107,26 +112,40 @@ def verify_signatures(
         else:
             problems.append(verdict)
     if len(counted) < threshold:
-        raise TrustError(_explain(counted.values(), problems, threshold), hint=_HINT)
+        hint = next((problem.hint for problem in problems if problem.hint), _HINT if problems else _TOO_FEW_HINT)
+        raise TrustError(_explain(counted.values(), problems, threshold), hint=hint)
     return tuple(counted.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """Why a signature doesn't count, and what to do about it where that isn't comparing fingerprints."""
+
+    text: str
+    hint: str = ""
 
 
 _LINE_HINT: Final = "give the allowed_signers file of the kit; a .pub file is not one, since it doesn't say who"
 _HINT: Final = "compare fingerprints with the builder by another way than the medium (ssh-keygen -l -f KEY.pub)"
+_TOO_FEW_HINT: Final = "ask for the signatures that are missing: bundler sign BUNDLE --key FILE, by someone else's key"
+_REVOKED_HINT: Final = "ask the builder for a signature by a key that isn't revoked, and why this one still signs"
+_TIME_HINT: Final = (
+    "compare this host's clock (date -u); if it is right, ask the builder to sign with a key that is valid"
+)
 
 
 def _judge(
     message: bytes, signature: SshSignature, trust: TrustRoot, namespace: str, now: datetime
-) -> VerifiedSigner | str:
+) -> VerifiedSigner | _Problem:
     """Return the signer if the signature counts, else why not; a bad signature of a listed key is an error at once."""
     fingerprint = signature.key.fingerprint
     listed = [signer for signer in trust.signers if signer.key.blob == signature.key.blob]
     if not listed:
-        return f"key {fingerprint} is not among the allowed signers"
+        return _Problem(f"key {fingerprint} is not among the allowed signers")
     if signature.key.blob in trust.revoked:
-        return f"key {fingerprint} ({listed[0].principals}) is revoked"
+        return _Problem(f"key {fingerprint} ({listed[0].principals}) is revoked", _REVOKED_HINT)
     if signature.namespace != namespace:
-        return f"key {fingerprint} signed for namespace {signature.namespace!r}, expected {namespace!r}"
+        return _Problem(f"key {fingerprint} signed for namespace {signature.namespace!r}, expected {namespace!r}")
     if not signature.verifies(message, namespace):
         who = f"{listed[0].principals} ({fingerprint})"
         msg = f"the signature by {who} does not fit the manifest: one of the two was changed"
@@ -135,13 +154,16 @@ def _judge(
     for signer, problem in zip(listed, problems, strict=True):
         if problem is None:
             return VerifiedSigner(principals=signer.principals, fingerprint=fingerprint)
-    return f"key {fingerprint} ({listed[0].principals}) {problems[0]}"
+    hint = _TIME_HINT if any(signer.is_out_of_time(now) for signer in listed) else ""
+    return _Problem(f"key {fingerprint} ({listed[0].principals}) {problems[0]}", hint)
 
 
-def _explain(counted: Iterable[VerifiedSigner], problems: Iterable[str], threshold: int) -> str:
+def _explain(counted: Iterable[VerifiedSigner], problems: Iterable[_Problem], threshold: int) -> str:
     good = [f"{signer.principals} ({signer.fingerprint})" for signer in counted]
     have = f"{len(good)} of {threshold} trusted signatures"
-    return "; ".join([f"the bundle has {have}", *(f"good: {name}" for name in good), *problems])
+    return "; ".join(
+        [f"the bundle has {have}", *(f"good: {name}" for name in good), *(problem.text for problem in problems)]
+    )
 
 
 def _parse_line(line: str) -> AllowedSigner:

@@ -153,7 +153,9 @@ def _disk_check(manifest: Manifest, prefix: Prefix) -> Check:
         found=format_size(free),
         needed=format_size(needed),
         verdict="ok" if free >= needed else "failed",
-        remedy="" if free >= needed else "free some space (runtime gc), or choose another --prefix",
+        remedy=""
+        if free >= needed
+        else f"free some space (runtime gc --prefix {prefix.path}), or choose another --prefix",
         exit_code=DiskError.exit_code,
     )
 
@@ -167,13 +169,13 @@ def _inode_check(manifest: Manifest, prefix: Prefix) -> Check:
     likely = certain + (unpacked if isinstance(unpacked, int) else 0) // _BYTES_PER_FILE
     free = stats.f_favail
     verdict = "ok" if not stats.f_files or free >= likely else "warning" if free >= certain else "failed"
-    remedy = "" if verdict == "ok" else "remove files that nobody needs (runtime gc), or choose another --prefix: df -i"
+    text = f"remove files that nobody needs (runtime gc --prefix {prefix.path}), or choose another --prefix: df -i"
     return Check(
         name="inodes",
         found=f"{free} free" if stats.f_files else "no limit",
         needed=f"about {likely}",
         verdict=verdict,
-        remedy=remedy,
+        remedy="" if verdict == "ok" else text,
         exit_code=DiskError.exit_code,
     )
 

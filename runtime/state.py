@@ -117,7 +117,8 @@ def check_may_install(state: State | None, manifest: Manifest, *, allow_downgrad
             f"bundle {manifest.version} (sequence {manifest.sequence}, {manifest.created}) is older than what was "
             f"installed here before (sequence {state.sequence}, {state.created})"
         )
-        raise PolicyError(msg, hint="if you really want the older one: --allow-downgrade")
+        hint = "runtime rollback goes back to what was live before; to install an older bundle all the same: --allow-downgrade"
+        raise PolicyError(msg, hint=hint)
 
 
 def advance_state(prefix: Prefix, state: State | None, manifest: Manifest, *, previous: str, earlier: str = "") -> None:

@@ -133,7 +133,8 @@ def _decrypt(path: Path, data: bytes, ask_passphrase: Callable[[], str] | None) 
     try:
         return load_ssh_private_key(data, ask_passphrase().encode())
     except ValueError:
-        raise TrustError(f"{path}: wrong passphrase") from None
+        msg = f"{path}: wrong passphrase"
+        raise TrustError(msg, hint=f"try again; ssh-keygen -y -f {path} asks for the same one") from None
     except UnsupportedAlgorithm as error:  # bcrypt, the key derivation of OpenSSH, is a package of its own
         msg = f"{path}: is protected by a passphrase in a way that can't be undone here: {error}"
         raise TrustError(msg, hint="pip install bcrypt") from None

@@ -155,6 +155,8 @@ class TextEncoder:
             use_safetensors=True,
         )
         self.network = network.to(device).eval()
+        if self.packed:
+            self.network.pooler = None  # nothing reads its vector
         if settings.int8:
             quantize_linears(self.network)
             self.notes: tuple[str, ...] = ()

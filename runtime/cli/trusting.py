@@ -226,7 +226,8 @@ def _read_revoked(path: Path) -> frozenset[bytes]:
     try:
         return parse_revoked_keys(path.read_bytes(), where=str(path))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such list of revoked keys") from None
+        hint = "public keys, one a line, as in a .pub file; an empty file revokes none"
+        raise UsageError(f"{path}: no such list of revoked keys", hint=hint) from None
 
 
 def _version() -> str:

@@ -124,8 +124,14 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str, hi
 
 def test_syntax_errors_name_the_line(tmp_path: Path) -> None:
     path = write(tmp_path, '[bundle]\nname = "demo\n')
-    with pytest.raises(SpecError, match=r"demo\.toml: line 2, column \d+: "):
+    with pytest.raises(SpecError, match=r"demo\.toml: line 2, column \d+: ") as caught:
         load_spec(path)
+    usual = "text stands in straight quotes, true and false are in small letters, a backslash is written twice"
+    assert caught.value.hint == f'the line reads: name = "demo; {usual}'
+    path = write(tmp_path, "[bundle]\nname = [\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert caught.value.hint == usual
 
 
 def test_missing_file(tmp_path: Path) -> None:

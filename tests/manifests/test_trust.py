@@ -134,6 +134,29 @@ def test_the_refusal_says_what_to_do(key: Key, second_key: Key) -> None:
     assert caught.value.hint == HINT
 
 
+def hint_of(slot: bytes, trust: TrustRoot, threshold: int = 1) -> str | None:
+    with pytest.raises(TrustError) as caught:
+        verify_signatures(MESSAGE, slot, trust, threshold=threshold, now=NOW)
+    return caught.value.hint
+
+
+def test_what_to_do_follows_from_what_is_wrong(key: Key, second_key: Key) -> None:
+    slot = sign_slot(MESSAGE, key)
+    revoked = replace(key.trust, revoked=frozenset({key.public.blob}))
+    assert (
+        hint_of(slot, revoked)
+        == "ask the builder for a signature by a key that isn't revoked, and why this one still signs"
+    )
+    clock = "compare this host's clock (date -u); if it is right, ask the builder to sign with a key that is valid"
+    for option in ('valid-before="20250101Z"', 'valid-after="20400101Z"'):
+        assert hint_of(slot, parse(f"a {option} {key.public.line}\n")) == clock
+    assert hint_of(slot, parse(f'a namespaces="git" {key.public.line}\n')) == HINT
+    assert hint_of(slot, key.trust, 2) == (
+        "ask for the signatures that are missing: bundler sign BUNDLE --key FILE, by someone else's key"
+    )
+    assert hint_of(slot + sign_slot(MESSAGE, second_key), key.trust, 2) == HINT
+
+
 def test_a_malformed_slot(key: Key) -> None:
     assert refusal(b"junk", key.trust).startswith("the signature slot holds something other than")
 

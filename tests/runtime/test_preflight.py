@@ -331,7 +331,9 @@ def test_a_disk_without_inodes_is_refused(tmp_path: Path, closed_key: Key, host:
     done = host.runtime(bundle.pyz, "preflight", *words, "--json")
     row = next(row for row in json.loads(done.stdout)["checks"] if row["check"] == "inodes")
     assert (done.returncode, row["verdict"], row["found"]) == (7, "failed", "2 free")
-    assert row["remedy"] == "remove files that nobody needs (runtime gc), or choose another --prefix: df -i"
+    assert row["remedy"] == (
+        f"remove files that nobody needs (runtime gc --prefix {small_disk / 'p'}), or choose another --prefix: df -i"
+    )
     assert host.runtime(bundle.pyz, "install", *words, "--trust", bundle.trust).returncode == 7
 
 

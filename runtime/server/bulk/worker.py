@@ -56,11 +56,14 @@ def serve_shards(work: Work, requests: BinaryIO, answers: TextIO) -> None:
 def load_embedder(config: ModelConfig) -> Embedder:
     """Load a model without its cache: what was computed in another company of texts may differ in the last bit.
 
+    Weights are packed only where the settings say so: batches of many tokens gain next to nothing, and workers share
+    what isn't packed.
+
     Raises:
         AdapterError: It can't be loaded.
         UsageError: It generates text.
     """
-    settings: dict[str, JSON] = {**dict(flat_settings(config)), "enable_cache": False}
+    settings: dict[str, JSON] = {"pack_weights": False, **dict(flat_settings(config)), "enable_cache": False}
     if config.adapter in {"causal-lm", "hcx"}:
         raise UsageError(f"model {config.name!r} generates text, it gives no vectors", hint="--model NAME")
     adapter = load_adapter(replace(config, settings=settings))

@@ -102,6 +102,7 @@ def test_a_passphrase_is_asked_for_once(tmp_path: Path) -> None:
     with pytest.raises(TrustError) as caught:
         load_signer(tmp_path / "key", lambda: ask("wrong"))
     assert caught.value.message == f"{tmp_path}/key: wrong passphrase"
+    assert caught.value.hint == f"try again; ssh-keygen -y -f {tmp_path}/key asks for the same one"
     with pytest.raises(TrustError) as caught:
         load_signer(tmp_path / "key")
     assert caught.value.message == f"{tmp_path}/key: is protected by a passphrase"
