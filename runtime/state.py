@@ -117,7 +117,7 @@ def check_may_install(state: State | None, manifest: Manifest, *, allow_downgrad
             f"bundle {manifest.version} (sequence {manifest.sequence}, {manifest.created}) is older than what was "
             f"installed here before (sequence {state.sequence}, {state.created})"
         )
-        hint = "runtime rollback goes back to what was live before; to install an older bundle all the same: --allow-downgrade"
+        hint = "runtime rollback goes back to what was live; to install an older bundle all the same: --allow-downgrade"
         raise PolicyError(msg, hint=hint)
 
 

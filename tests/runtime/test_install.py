@@ -116,8 +116,8 @@ def test_downgrade_needs_a_word(tmp_path: Path, host: Host, first: ClosedBundle,
     assert refused.returncode == 10
     assert (
         "error: bundle 1.0.0 (sequence 1767323045, 2026-01-02T03:04:05Z) is older than what was installed here before "
-        "(sequence 1767323099, 2026-01-02T03:04:05Z)\nhint: runtime rollback goes back to what was live "
-        "before; to install an older bundle all the same: --allow-downgrade\n"
+        "(sequence 1767323099, 2026-01-02T03:04:05Z)\nhint: runtime rollback goes back to what was live; "
+        "to install an older bundle all the same: --allow-downgrade\n"
     ) in refused.stderr
     assert tree_of(prefix) == before
     done = install(host, first, prefix, "--allow-downgrade")
