@@ -21,8 +21,8 @@ def test_revoked_keys(tmp_path: Path, host: Host, first: ClosedBundle, closed_ke
     assert there.returncode == 4
     assert message in there.stdout
     missing = host.runtime(first.pyz, "verify", first.tar, "--trust", first.trust, "--revoked", tmp_path / "none")
-    words = f"error: {tmp_path}/none: no such list of revoked keys\nhint: public keys, one a line, as in a .pub file; "
-    assert (missing.returncode, missing.stderr) == (2, f"{words}an empty file revokes none\n")
+    told = f"error: {tmp_path}/none: no such list of revoked keys\nhint: public keys, one a line, as in a .pub file; "
+    assert (missing.returncode, missing.stderr) == (2, f"{told}an empty file revokes none\n")
 
 
 def test_the_prefix_s_own_revocation_list(tmp_path: Path, host: Host, first: ClosedBundle, closed_key: Key) -> None:
