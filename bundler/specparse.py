@@ -30,6 +30,7 @@ from manifests.manifest import (
     Probe,
     Target,
 )
+from manifests.modelsettings import KINDS, SettingsError, read_settings
 from manifests.policy import CLASSES, parse_waiver
 from manifests.rehearsal import MODULE_PATTERN, parse_allowed
 
@@ -134,17 +135,29 @@ def parse_target(data: Mapping[str, object], where: str) -> Target:
 
 def _parse_model(item: object, where: str) -> ModelSpec:
     fields = Fields(item, where=where, known=_MODEL_KEYS, error=SpecError)
+    adapter = fields.choice("adapter", tuple(ADAPTERS))
     return ModelSpec(
         name=fields.text("name", pattern=NAME_PATTERN),
         source=_parse_model_source(fields),
-        adapter=fields.choice("adapter", tuple(ADAPTERS)),
+        adapter=adapter,
         format=fields.choice("format", ("safetensors",), "safetensors"),
         dtype=fields.choice("dtype", ("", "float32", "float16", "bfloat16"), ""),
         include=fields.texts("include", ()),
         exclude=fields.texts("exclude", ()),
-        settings={key: _to_json(value, f"{where}.settings.{key}") for key, value in fields.mapping("settings").items()},
+        settings=_parse_settings(fields, adapter),
         license=fields.text("license", ""),
     )
+
+
+def _parse_settings(fields: Fields, adapter: str) -> Mapping[str, Json]:
+    """Return a model's settings; what its adapter would refuse on the closed side is refused here."""
+    where = fields.path("settings")
+    settings = {key: _to_json(value, f"{where}.{key}") for key, value in fields.mapping("settings").items()}
+    try:
+        read_settings(adapter, settings, KINDS[adapter])
+    except SettingsError as error:
+        raise SpecError(f"{where}.{error}", hint=error.hint) from None
+    return settings
 
 
 def _parse_model_source(fields: Fields) -> str:

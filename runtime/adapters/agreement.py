@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from manifests.canonical import Json
 from manifests.errors import AdapterError
+from manifests.modelsettings import flat_settings
 from runtime.adapters import load_adapter
 from runtime.adapters.base import JSON, Embedder, ModelConfig, Vectors
-from runtime.adapters.settings import flat_settings
 
 _TOP: Final = 10
 

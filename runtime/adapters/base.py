@@ -9,9 +9,10 @@ from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests import modelsettings
 from manifests.errors import AdapterError
 
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+JSON: TypeAlias = modelsettings.JSON
 Vectors: TypeAlias = NDArray[np.float32]
 EmbeddingInput: TypeAlias = str | Sequence[int]
 """A text, or the token ids of one as this model's own tokenizer gives them, special tokens included."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from manifests.modelsettings import BgeM3Settings, parse_settings
 from runtime.adapters.base import JSON, AdapterInfo, EmbeddingInput, ModelConfig, MultiEmbeddings, RequestError
 from runtime.adapters.embedder import LocalEmbedder, Progress, warn_of_truncation
 from runtime.adapters.encoder import TokenReader
@@ -16,7 +17,6 @@ from runtime.adapters.fingerprint import fingerprint
 from runtime.adapters.folder import architecture, open_folder
 from runtime.adapters.hardware import choose_device, choose_dtype, choose_int8
 from runtime.adapters.m3_engine import Engine, TransformersEngine, read_heads
-from runtime.adapters.settings import BgeM3Settings, parse_settings
 from runtime.adapters.similarity import Dense, Lexical, PerToken, similarity
 from runtime.adapters.stored import MODES, Mode
 from runtime.adapters.textcache import open_cache

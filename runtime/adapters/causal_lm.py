@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import CausalLmSettings, check_sampling, parse_settings
 from runtime.adapters.base import (
     DEFAULT_PARAMS,
     JSON,
@@ -32,7 +33,6 @@ from runtime.adapters.prompts import FittedContexts, fit_contexts, rag_question
 from runtime.adapters.reading import AnswerReader, Vocabulary
 from runtime.adapters.reasoning import ReasoningSplitter, find_markers, find_style
 from runtime.adapters.rows import CachedNetwork
-from runtime.adapters.settings import CausalLmSettings, check_sampling, parse_settings
 from runtime.adapters.templating import EncodedPrompt, PromptEncoder, load_tokenizer
 from runtime.adapters.weights import LoadedGenerator, load_generator
 

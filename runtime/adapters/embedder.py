@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import EmbedderSettings
 from runtime.adapters.base import AdapterInfo, EmbeddingInput, Embeddings, MultiEmbeddings
 from runtime.adapters.cache import CacheStatistics
 from runtime.adapters.encoder import check_text
-from runtime.adapters.settings import EmbedderSettings
 from runtime.adapters.stored import Mode
 from runtime.adapters.textcache import TextCache
 

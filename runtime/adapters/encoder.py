@@ -9,12 +9,12 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import EmbedderSettings
 from runtime.adapters.base import EmbeddingInput, RequestError
 from runtime.adapters.batching import plan_batches
 from runtime.adapters.hardware import choose_products, is_out_of_memory
 from runtime.adapters.packing import PACKED, can_pack, forward_packed
 from runtime.adapters.quantize import quantize_linears
-from runtime.adapters.settings import EmbedderSettings
 
 _NO_LIMIT: Final = 1 << 20  # tokenizers without a limit say 10**30
 

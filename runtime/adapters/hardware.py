@@ -7,8 +7,8 @@ from typing import Final
 import torch
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import CommonSettings, EmbedderSettings
 from runtime.adapters.onednn import use_onednn
-from runtime.adapters.settings import CommonSettings, EmbedderSettings
 
 _FAST_INT8_FLAGS: Final = frozenset({"amx_int8", "asimddp", "avx512_vnni", "avx_vnni", "i8mm"})
 _FAST_BF16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16"})

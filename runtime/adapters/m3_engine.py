@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import BgeM3Settings
 from runtime.adapters.base import EmbeddingInput, MultiEmbeddings, Vectors
 from runtime.adapters.embedder import Progress
 from runtime.adapters.encoder import HiddenStates, TextEncoder, TokenReader, TokenRow
-from runtime.adapters.settings import BgeM3Settings
 from runtime.adapters.stored import Mode
 
 T = TypeVar("T")

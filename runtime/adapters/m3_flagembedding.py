@@ -8,10 +8,10 @@ import torch
 import transformers
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import BgeM3Settings
 from runtime.adapters.base import EmbeddingInput, MultiEmbeddings, RequestError
 from runtime.adapters.embedder import Progress
 from runtime.adapters.encoder import TokenReader
-from runtime.adapters.settings import BgeM3Settings
 from runtime.adapters.stored import Mode
 
 _BATCH_SIZE: Final = 12

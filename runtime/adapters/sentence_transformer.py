@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from manifests.modelsettings import SentenceTransformerSettings, parse_settings
 from runtime.adapters.base import AdapterInfo, EmbeddingInput, ModelConfig, MultiEmbeddings
 from runtime.adapters.declaration import Pooling, read_declaration
 from runtime.adapters.dense_module import DenseModule, read_dense
@@ -15,7 +16,6 @@ from runtime.adapters.encoder import HiddenStates, TextEncoder, TokenReader
 from runtime.adapters.fingerprint import fingerprint
 from runtime.adapters.folder import architecture, open_folder
 from runtime.adapters.hardware import choose_device, choose_dtype, choose_int8
-from runtime.adapters.settings import SentenceTransformerSettings, parse_settings
 from runtime.adapters.stored import Mode
 from runtime.adapters.textcache import open_cache
 

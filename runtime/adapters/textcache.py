@@ -11,9 +11,9 @@ from typing import Final, TypeAlias, cast
 import numpy as np
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import EmbedderSettings
 from runtime.adapters.base import EmbeddingInput, MultiEmbeddings, Vectors
 from runtime.adapters.cache import CacheStatistics, VectorCache
-from runtime.adapters.settings import EmbedderSettings
 from runtime.adapters.stored import Mode, Stored, decode, encode
 
 _LOG: Final = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import CausalLmSettings
 from runtime.adapters.encoder import load_pretrained
 from runtime.adapters.hardware import choose_device, choose_dtype, choose_products
 from runtime.adapters.quantize import quantize_linears
-from runtime.adapters.settings import CausalLmSettings
 
 _LOG: Final = logging.getLogger(__name__)
 _DEFAULT_CONTEXT: Final = 2048

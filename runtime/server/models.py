@@ -10,8 +10,8 @@ import yaml
 from manifests.errors import AdapterError, UsageError
 from manifests.fields import nearest_hint
 from manifests.manifest import MANIFEST_NAME, ModelEntry, Probe, parse_manifest
+from manifests.modelsettings import SECTIONS
 from runtime.adapters.base import JSON, ModelConfig
-from runtime.adapters.settings import SECTIONS
 
 
 def load_models(release: Path) -> list[ModelConfig]:

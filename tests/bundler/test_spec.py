@@ -25,8 +25,13 @@ name = "m"
 source = "dir:model"
 adapter = "bge-m3"
 [model.settings]
-temperature = 0.7
 batch_size = 12
+[[model]]
+name = "c"
+source = "dir:chat"
+adapter = "causal-lm"
+[model.settings]
+temperature = 0.7
 [[probe]]
 model = "m"
 inputs = ["hello"]
@@ -50,7 +55,7 @@ def test_full_spec_is_parsed(tmp_path: Path) -> None:
     assert spec.target == Target(platform="x86_64-manylinux_2_28", python="3.11", accelerator="cpu")
     assert spec.minimum == HostNeeds(cpu_cores=4, memory=1610612736, disk=2_000_000_000)
     assert spec.recommended == HostNeeds(memory=2 * 1024**3)
-    assert spec.models[0].settings == {"temperature": "0.7", "batch_size": 12}
+    assert [model.settings for model in spec.models] == [{"batch_size": 12}, {"temperature": "0.7"}]
     assert spec.probes == (Probe(model="m", kind="embedding", inputs=("hello",)),)
     assert spec.policy == {"pickle": "refuse", "remote-code": "refuse"}
     assert spec.lock_path == tmp_path / "demo.lock"
@@ -93,8 +98,18 @@ def test_digest_ignores_comments_and_place_but_not_content(tmp_path: Path) -> No
         ("manylinux_2_28", "linux", "target.platform: 'x86_64-linux' is not a platform", "uv's names"),
         ('"cpu"', '"gpu"', "target.accelerator: 'gpu' is not cpu, mps or cuda-X.Y", ""),
         ('model = "m"', 'model = "n"', "probe[0].model: 'n' is not one of m", ""),
-        ("0.7", "nan", "model[0].settings.temperature: nan is not a number", ""),
-        ("0.7", "1979-05-27", "model[0].settings.temperature: expected text", ""),
+        ("0.7", "nan", "model[1].settings.temperature: nan is not a number", ""),
+        ("0.7", "-1", "model[1].settings.temperature: expected 0 (greedy) to 100, got -1", ""),
+        (
+            "batch_size",
+            "bacth_size",
+            "model[0].settings.bacth_size: adapter 'bge-m3' has no such setting",
+            "batch_size",
+        ),
+        ("batch_size = 12", "tokenizer = 'x'", "model[0].settings.tokenizer: refused: ", "remove the key"),
+        ("batch_size = 12", "int8 = 'yes'", "model[0].settings.int8: expected a boolean, got a string", ""),
+        ("batch_size = 12", "int8 = true\npack_weights = true", "model[0].settings.pack_weights: contradicts int8", ""),
+        ("0.7", "1979-05-27", "model[1].settings.temperature: expected text", ""),
         ('version = "1.0.0"', "", "bundle.version: missing", ""),
         (
             "[[probe]]",
@@ -146,12 +161,13 @@ def test_check_reports_everything_together(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         check_spec(spec)
     lines = caught.value.message.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert "packages.requirements[0]: 'six>=' is not a requirement" in lines[0]
     assert "packages.requirements[1]" in lines[1]
     assert "a direct url is not supported" in lines[1]
     assert lines[2].endswith(f"model 'm': source: {tmp_path / 'model'} is not a folder")
-    assert lines[3].endswith(f"app 'web': source: {tmp_path / 'web'} is not a folder")
+    assert lines[3].endswith(f"model 'c': source: {tmp_path / 'chat'} is not a folder")
+    assert lines[4].endswith(f"app 'web': source: {tmp_path / 'web'} is not a folder")
 
 
 def test_init_writes_a_spec_that_passes_and_never_overwrites(tmp_path: Path) -> None:
@@ -228,7 +244,7 @@ def test_extends_lays_tables_over_each_other(tmp_path: Path) -> None:
     assert (spec.name, spec.target.python) == ("demo", "3.11")
     assert spec.target.platform == "aarch64-manylinux_2_28"
     assert spec.packages.requirements == ("idna",)
-    assert [(model.name, model.location) for model in spec.models] == [("m", "mine"), ("n", "other")]
+    assert [(model.name, model.location) for model in spec.models] == [("m", "mine"), ("c", "chat"), ("n", "other")]
     assert spec.lock_path == tmp_path / "demo.lock"
 
 

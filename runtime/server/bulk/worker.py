@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, TextIO
 import torch
 
 from manifests.errors import AdapterError, SealiftError, UsageError
+from manifests.modelsettings import flat_settings
 from runtime.adapters import load_adapter
 from runtime.adapters.base import JSON, Embedder, ModelConfig
-from runtime.adapters.settings import flat_settings
 from runtime.server.bulk.output import write_shard
 from runtime.server.bulk.rows import RowFields
 from runtime.server.bulk.sources import Shard, Source, open_source

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import REFUSED
 from runtime.adapters import load_adapter
 from runtime.adapters.base import (
     JSON,
@@ -27,7 +28,6 @@ from runtime.adapters.decoding import KNOWN_STOP_TOKENS, Sampler
 from runtime.adapters.prompts import rag_question
 from runtime.adapters.reading import AnswerReader, Vocabulary
 from runtime.adapters.rows import CachedNetwork
-from runtime.adapters.settings import REFUSED
 from tests.factories_models import write_json
 
 pytestmark = pytest.mark.models

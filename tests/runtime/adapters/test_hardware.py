@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from manifests.modelsettings import CausalLmSettings, EmbedderSettings
 from runtime.adapters.hardware import choose_dtype, cpu_flags, is_out_of_memory, usable_cores
-from runtime.adapters.settings import CausalLmSettings, EmbedderSettings
 
 pytestmark = pytest.mark.models
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from manifests.errors import AdapterError
+from manifests.modelsettings import EmbedderSettings
 from runtime.adapters import load_adapter
 from runtime.adapters.agreement import Agreement, compare, measure_agreement
 from runtime.adapters.base import JSON, Embedder, ModelConfig
 from runtime.adapters.hardware import choose_int8
 from runtime.adapters.quantize import Int8Linear, quantize_linears
-from runtime.adapters.settings import EmbedderSettings
 from tests.factories_models import CORPUS
 
 pytestmark = pytest.mark.models

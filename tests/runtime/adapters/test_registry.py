@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from manifests.errors import AdapterError
-from runtime.adapters import ADAPTERS, load_adapter
-from runtime.adapters.base import JSON, ModelConfig
-from runtime.adapters.settings import (
+from manifests.modelsettings import (
     REFUSED,
     BgeM3Settings,
     CausalLmSettings,
     SentenceTransformerSettings,
     parse_settings,
 )
+from runtime.adapters import ADAPTERS, load_adapter
+from runtime.adapters.base import JSON, ModelConfig
 
 PROJECT = Path(__file__).parents[3]
 pytestmark = pytest.mark.models

@@ -1,14 +1,18 @@
-"""Settings of adapters: every key has an effect or is refused by name, with the reason."""
+"""Settings of models: every key has an effect or is refused by name, with the reason.
+
+The builder checks those of a spec, before anything is fetched; an adapter those that it is loaded with.
+"""
 
 import dataclasses
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from manifests.errors import AdapterError
-from manifests.fields import nearest_hint, type_name
-from runtime.adapters.base import JSON, ModelConfig
+from manifests.fields import nearest_hint, shown, type_name
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 SECTIONS: Final = frozenset({"generation", "optimization", "batch_processing", "performance", "multi_functionality"})
 """Headings that a settings file may group its keys under; they carry no meaning of their own."""
@@ -192,52 +196,100 @@ def check_sampling(temperature: float, top_p: float, repetition_penalty: float) 
         raise ValueError(f"repetition_penalty: expected more than 0, at most 100, got {repetition_penalty:g}")
 
 
-def parse_settings(config: ModelConfig, kind: type[S]) -> S:
+KINDS: Final[Mapping[str, type[CommonSettings]]] = {
+    "bge-m3": BgeM3Settings,
+    "causal-lm": CausalLmSettings,
+    "hcx": CausalLmSettings,
+    "sentence-transformer": SentenceTransformerSettings,
+}
+"""Adapter name -> its settings."""
+
+
+class Configured(Protocol):
+    """A model whose settings are read: a :class:`runtime.adapters.base.ModelConfig`."""
+
+    @property
+    def name(self) -> str:
+        """Its id in the API."""
+
+    @property
+    def adapter(self) -> str:
+        """Its adapter's name."""
+
+    @property
+    def settings(self) -> Mapping[str, JSON]:
+        """Its settings as they were written."""
+
+
+class SettingsError(ValueError):
+    """A setting that can't be; the text begins with its key.
+
+    Args:
+        text: What is wrong.
+        hint: What to do about it.
+    """
+
+    def __init__(self, text: str, *, hint: str | None = None) -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
+def parse_settings(config: Configured, kind: type[S]) -> S:
     """Read a model's settings.
 
-    Numbers may be decimal strings, as the manifest writes them.
+    Raises:
+        AdapterError: As :func:`read_settings`.
+    """
+    try:
+        return read_settings(config.adapter, config.settings, kind)
+    except SettingsError as error:
+        raise AdapterError(f"model {config.name!r}: settings: {error}", hint=error.hint) from None
+
+
+def read_settings(adapter: str, written: Mapping[str, JSON], kind: type[S]) -> S:
+    """Read settings as they are written; numbers may be decimal strings, as the manifest has them.
 
     Raises:
-        AdapterError: An unknown key (with the nearest), a refused one (with the reason), a wrong type or value.
+        SettingsError: An unknown key (with the nearest), a refused one (with the reason), a wrong type or value.
     """
     hints = get_type_hints(kind)
     known = [item.name for item in dataclasses.fields(kind)]
     values: dict[str, Any] = {}  # Any: each value was coerced to its field's own type
-    for key, value in flat_settings(config):
+    for key, value in _flat(written):
         if key not in hints:
-            raise _unknown(config, key, known)
+            raise _unknown(adapter, key, known)
         if key in values:
-            raise _fail(config, key, "written twice")
+            raise SettingsError(f"{key}: written twice")
         try:
             values[key] = _coerce(value, hints[key])
         except ValueError as error:
-            raise _fail(config, key, str(error)) from None
+            raise SettingsError(f"{key}: {error}") from None
     settings = kind(**values)
     try:
         settings.check()
     except ValueError as error:
-        raise AdapterError(f"model {config.name!r}: settings: {error}") from None
+        raise SettingsError(str(error)) from None
     return settings
 
 
-def flat_settings(config: ModelConfig) -> Iterator[tuple[str, JSON]]:
+def flat_settings(config: Configured) -> Iterator[tuple[str, JSON]]:
     """Yield a model's settings as they are written, without the headings that group them."""
-    for key, value in config.settings.items():
+    return _flat(config.settings)
+
+
+def _flat(written: Mapping[str, JSON]) -> Iterator[tuple[str, JSON]]:
+    for key, value in written.items():
         if key in SECTIONS and isinstance(value, Mapping):
             yield from value.items()
         else:
             yield key, value
 
 
-def _unknown(config: ModelConfig, key: str, known: list[str]) -> AdapterError:
+def _unknown(adapter: str, key: str, known: list[str]) -> SettingsError:
     if key in REFUSED:
-        return _fail(config, key, f"refused: {REFUSED[key]}", hint="remove the key")
-    hint = nearest_hint(key, sorted(known))
-    return _fail(config, key, f"adapter {config.adapter!r} has no such setting", hint=hint)
-
-
-def _fail(config: ModelConfig, key: str, reason: str, *, hint: str | None = None) -> AdapterError:
-    return AdapterError(f"model {config.name!r}: settings: {key}: {reason}", hint=hint)
+        return SettingsError(f"{key}: refused: {REFUSED[key]}", hint="remove the key")
+    hint = nearest_hint(key[:80], sorted(known))
+    return SettingsError(f"{shown(key)}: adapter {adapter!r} has no such setting", hint=hint)
 
 
 def _coerce(value: JSON, hint: Any) -> object:  # noqa: ANN401 - a type hint has no better type
