@@ -149,6 +149,7 @@ def test_differences_are_shown(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_commands(store: Store, links: Path, tmp_path: Path) -> None:
     from importlib.metadata import version  # noqa: PLC0415 - only here
 

@@ -88,7 +88,9 @@ def leaks(folder: Path, *said: bytes) -> list[str]:
     return found + [repr(text) for text in said if any(form in text for form in FORMS)]
 
 
-@pytest.mark.parametrize("way", ["pip.conf", "netrc", "PIP_INDEX_URL"])
+@pytest.mark.parametrize(
+    "way", ["pip.conf", *(pytest.param(way, marks=pytest.mark.slow) for way in ("netrc", "PIP_INDEX_URL"))]
+)
 def test_a_login_is_used_and_never_told(tmp_path: Path, index: SimpleIndex, way: str) -> None:
     (tmp_path / "private.toml").write_text(SPEC)
     variables = configure(way, tmp_path / "home", index, quote(PASSWORD, safe=""))
@@ -106,7 +108,7 @@ def test_a_login_is_used_and_never_told(tmp_path: Path, index: SimpleIndex, way:
     assert {"lib-1.0-py3-none-any.whl", "built-1.0.tar.gz"} <= index.downloads
 
 
-@pytest.mark.parametrize("way", ["pip.conf", "PIP_INDEX_URL"])
+@pytest.mark.parametrize("way", [pytest.param("pip.conf", marks=pytest.mark.slow), "PIP_INDEX_URL"])
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_failure_does_not_tell_it_either(tmp_path: Path, index: SimpleIndex, way: str, *, as_json: bool) -> None:
     flags = ("--json",) if as_json else ()

@@ -197,6 +197,7 @@ def test_a_wheel_that_phones_home_is_named_and_not_signed(builder: Builder, sign
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_the_spec_excuses_is_signed_and_told(builder: Builder, signer: Key, tmp_path: Path) -> None:
     excused = planted(builder, tmp_path, "phone", ALLOWED)
     document = excused.json("build", "demo.toml", "--output", "out", "--key", signer.path)
@@ -221,6 +222,7 @@ def test_what_the_spec_excuses_is_signed_and_told(builder: Builder, signer: Key,
     assert "evidence" not in again
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_isolation().is_namespace, reason="needs a network namespace")
 def test_native_code_that_reaches_out_is_seen_by_the_kernel(builder: Builder, tmp_path: Path) -> None:
     code, told = planted(builder, tmp_path, "native").refused("build", "demo.toml", "--output", "out", "--unsigned")
@@ -288,6 +290,7 @@ def reachable(folder: Path) -> None:
             each.chmod(each.stat().st_mode | 0o011)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not is_root() or shutil.which(f"python{HOST_TARGET.python}", path=os.defpath) is None,
     reason="becomes another user, who needs a Python",

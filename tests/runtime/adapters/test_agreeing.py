@@ -51,6 +51,7 @@ def measure(release: Path, *names: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
 
 
+@pytest.mark.slow
 def test_the_models_that_are_named_on_the_texts_of_their_probes(tmp_path: Path, xlmr: Path, llama: Path) -> None:
     done = measure(release_of(tmp_path / "release", PROBES, QUICK, LLAMA, quick=xlmr, llama=llama), "quick")
     assert done.returncode == 0, done.stderr
