@@ -17,13 +17,12 @@ from bundler.packages.requirements import check_requirement, collect_requirement
 from bundler.sealing.rotation import check_next_signers
 from bundler.selfpack import template_root
 from bundler.snapshots.modelfiles import folder_files
-from bundler.spec import Spec, host_target
+from bundler.spec import ModelSpec, Spec, host_target
 from bundler.specparse import parse_spec, parse_target
 from manifests.errors import SealiftError, SourceError, SpecError
 from manifests.files import write_atomic
-from manifests.manifest import (
-    Target,
-)
+from manifests.manifest import Target
+from manifests.modelsettings import KINDS, read_settings
 
 _DEPTH: Final = 8  # of specs that extend each other
 _PLACE: Final = re.compile(r"(.*) \(at line (\d+), column (\d+)\)")
@@ -40,7 +39,19 @@ def load_spec(path: Path, *, platform: str | None = None) -> Spec:
     if platform is not None and platform != spec.target.platform:
         target = parse_target({**_target_table(spec.target), "platform": platform}, "--target: ")
         spec = replace(spec, target=target, is_retargeted=True)
+    for model in spec.models:
+        _check_device(model, spec)
     return replace(spec, input_digests=_input_digests(spec))
+
+
+def _check_device(model: ModelSpec, spec: Spec) -> None:
+    """Refuse an accelerator that the target hasn't: the model wouldn't load there."""
+    device = str(read_settings(model.adapter, model.settings, KINDS[model.adapter]).device)
+    kind, accelerator = device.partition(":")[0], spec.target.accelerator
+    if kind in {"cuda", "mps"} and not accelerator.startswith(kind):
+        where = f"{spec.path}: model {model.name!r}: settings.device"
+        msg = f"{where}: {device!r} doesn't fit the target's accelerator, {accelerator}"
+        raise SpecError(msg, hint='leave device out: "auto" takes the best that is there; or change target.accelerator')
 
 
 def _target_table(target: Target) -> dict[str, object]:

@@ -137,6 +137,31 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str, hi
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "device", "fits"),
+    [
+        ("cpu", "cuda", False),
+        ("cpu", "cuda:1", False),
+        ("cpu", "mps", False),
+        ("cpu", "auto", True),
+        ("cuda-12.6", "cuda:1", True),
+        ("cuda-12.6", "cpu", True),
+        ("cuda-12.6", "mps", False),
+    ],
+)
+def test_a_device_that_the_target_lacks(tmp_path: Path, accelerator: str, device: str, *, fits: bool) -> None:
+    text = FULL.replace('accelerator = "cpu"', f'accelerator = "{accelerator}"')
+    path = write(tmp_path, text.replace("batch_size = 12", f'device = "{device}"'))
+    if fits:
+        assert load_spec(path).models[0].settings == {"device": device}
+        return
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    told = f"{path}: model 'm': settings.device: {device!r} doesn't fit the target's accelerator, {accelerator}"
+    assert caught.value.message == told
+    assert caught.value.hint == 'leave device out: "auto" takes the best that is there; or change target.accelerator'
+
+
 def test_syntax_errors_name_the_line(tmp_path: Path) -> None:
     path = write(tmp_path, '[bundle]\nname = "demo\n')
     with pytest.raises(SpecError, match=r"demo\.toml: line 2, column \d+: ") as caught:
