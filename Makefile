@@ -23,7 +23,7 @@ fuzz: $(VENV)/ready
 	$(BIN)/python -m tests.fuzz
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from tests.factories_ragas import make_parrot
 from tests.runtime.server.conftest import write_release
 from tests.slow.test_ragas import SAID
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clients"), pytest.mark.models]
+pytestmark = [pytest.mark.slow, pytest.mark.models]
 KEY: Final = "a-key-that-is-long-enough"
 
 

@@ -17,7 +17,6 @@ from tests.slow.conftest import Built
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("container"),
     pytest.mark.skipif(not is_root(), reason="an image storage of overlays needs root"),
 ]
 PYTHON = "/opt/sealift/current/venv/bin/python"

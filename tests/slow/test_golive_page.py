@@ -16,7 +16,7 @@ import pytest
 from tests.factories_closed import make_host
 from tests.slow.conftest import ADAPTERS, Built
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("golive_page"), pytest.mark.models]
+pytestmark = [pytest.mark.slow, pytest.mark.models]
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 MARGIN: Final = 12  # pixels that the page leaves free at its right edge, on the narrowest screen too

@@ -21,7 +21,6 @@ from tests.slow.test_container import ASK, PYTHON, wait_ready
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("container"),
     pytest.mark.skipif(not is_root(), reason="an image storage of overlays needs root"),
 ]
 IMAGE = "localhost/sealed"

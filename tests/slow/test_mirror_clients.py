@@ -31,7 +31,7 @@ from tests.factories_models import make_xlmr
 from tests.factories_wheels import make_wheel
 from tests.slow.conftest import Built
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mirror_clients"), pytest.mark.models]
+pytestmark = [pytest.mark.slow, pytest.mark.models]
 COMMIT: Final = "5617a9f61b028005a4858fdac845db406aefb181"
 HERE: Final = "10.77.0.1"
 THERE: Final = "10.77.0.2"

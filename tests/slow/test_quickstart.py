@@ -18,7 +18,7 @@ import pytest
 from tests.factories_cli import ROOT, interrupt, wait_until_gone
 from tests.factories_closed import program
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("quickstart"), pytest.mark.models]
+pytestmark = [pytest.mark.slow, pytest.mark.models]
 STEPS = (
     *("spec and key", "lock", "record answers", "rehearse and sign", "inspect", "verify bundle"),
     *("install", "verify release", "launch", "embed", "chat"),

@@ -16,7 +16,7 @@ from tests.factories_models import make_hyperclovax, make_xlmr
 from tests.factories_ragtrace import integrate, make_kit, write_checkout
 from tests.runtime.server.conftest import ServerProcess, start_server, write_release
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ragtrace_kit"), pytest.mark.models]
+pytestmark = [pytest.mark.slow, pytest.mark.models]
 TEXTS: Final = [f"문서 {number}" for number in range(70)]  # more than one request
 SETTINGS: Final[Mapping[str, Mapping[str, Json]]] = {
     "hcx": {"dtype": "float32", "max_new_tokens": 12, "temperature": "0.0"},

@@ -15,7 +15,7 @@ from tests.factories import Key, make_key
 from tests.factories_cli import ROOT, write_spec
 from tests.factories_models import make_llama, make_xlmr
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("record"), pytest.mark.models]
+pytestmark = [pytest.mark.slow, pytest.mark.models]
 MODELS = """
 [[model]]
 name = "xlmr"
