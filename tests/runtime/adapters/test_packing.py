@@ -21,7 +21,7 @@ from runtime.adapters import packing
 from runtime.adapters.base import ModelConfig
 from runtime.adapters.bge_m3 import BgeM3Adapter
 from runtime.adapters.m3_engine import TransformersEngine
-from runtime.adapters.packing import PACKED, can_pack, forward_packed, packed_attention
+from runtime.adapters.packing import PACKED, can_pack, forward_packed, packed_attention, round_up
 from runtime.adapters.sentence_transformer import SentenceTransformerAdapter
 from tests.factories_models import write_modules
 
@@ -130,6 +130,13 @@ def test_a_version_that_gives_other_numbers_or_none_is_not_used(
     assert not can_pack(XLMRobertaConfig())
     monkeypatch.undo()
     assert can_pack(XLMRobertaConfig())
+
+
+def test_few_numbers_of_tokens_are_ever_computed() -> None:
+    assert [round_up(count) for count in (1, 4, 5, 33, 129, 513, 1024, 8191)] == [4, 4, 8, 40, 144, 544, 1024, 8192]
+    rounded = {count: round_up(count) for count in range(1, 1025)}
+    assert len(set(rounded.values())) == 60
+    assert all(count <= more < count * 1.25 + 4 for count, more in rounded.items())
 
 
 def test_wrong_positions_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
