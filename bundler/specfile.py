@@ -22,10 +22,10 @@ from bundler.specparse import parse_spec, parse_target
 from manifests.errors import SealiftError, SourceError, SpecError
 from manifests.files import write_atomic
 from manifests.manifest import Target
-from manifests.modelsettings import KINDS, read_settings
+from manifests.modelsettings import flat_settings
 
 _DEPTH: Final = 8  # of specs that extend each other
-_PLACE: Final = re.compile(r"(.*) \(at line (\d+), column (\d+)\)")
+_TOML_HINT: Final = "text stands in straight quotes, true and false are in small letters, a backslash is written twice"
 
 
 def load_spec(path: Path, *, platform: str | None = None) -> Spec:
@@ -46,7 +46,7 @@ def load_spec(path: Path, *, platform: str | None = None) -> Spec:
 
 def _check_device(model: ModelSpec, spec: Spec) -> None:
     """Refuse an accelerator that the target hasn't: the model wouldn't load there."""
-    device = str(read_settings(model.adapter, model.settings, KINDS[model.adapter]).device)
+    device = str(dict(flat_settings(model.settings)).get("device", "auto"))
     kind, accelerator = device.partition(":")[0], spec.target.accelerator
     if kind in {"cuda", "mps"} and not accelerator.startswith(kind):
         where = f"{spec.path}: model {model.name!r}: settings.device"
@@ -70,7 +70,7 @@ def _load_toml(path: Path, above: tuple[Path, ...]) -> dict[str, object]:
     try:
         data: dict[str, object] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: {_with_line(error)}", hint=_quoting(error, text)) from None
+        raise SpecError(f"{path}: {_with_line(error)}", hint=_TOML_HINT) from None
     base = data.pop("extends", None)
     if base is None:
         return data
@@ -160,14 +160,6 @@ def init_spec(path: Path) -> None:
     write_atomic(path, template.from_string(text).render(name=name, target=host_target()).encode())
 
 
-def _quoting(error: tomllib.TOMLDecodeError, text: str) -> str:
-    """Return what the line is, and what most often is wrong in one."""
-    usual = "text stands in straight quotes, true and false are in small letters, a backslash is written twice"
-    match = _PLACE.fullmatch(str(error))
-    line = text.split("\n")[int(match[2]) - 1].strip()[:80] if match else ""
-    return f"the line reads: {line}; {usual}" if line.isprintable() and line else usual
-
-
 def _with_line(error: tomllib.TOMLDecodeError) -> str:
-    match = _PLACE.fullmatch(str(error))
+    match = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", str(error))
     return f"line {match[2]}, column {match[3]}: {match[1]}" if match else str(error)

@@ -41,11 +41,12 @@ class CommonSettings:
     ``device`` is auto (cuda, then mps, then cpu), cpu, cuda, cuda:N or mps. ``pack_weights`` copies the float32 weights
     of linear layers into the order in which an x86 CPU's oneDNN reads them: few tokens are multiplied half as fast
     again, for as much memory as those weights have, which processes no longer share. None: embedders do, generators
-    don't.
+    don't. ``int8`` multiplies 8-bit integers on a CPU: faster, not exact.
     """
 
     device: str = "auto"
     dtype: Dtype = "auto"
+    int8: bool = False
     pack_weights: bool | None = None
 
     def check(self) -> None:
@@ -55,6 +56,10 @@ class CommonSettings:
         if self.pack_weights and not (self.device in {"auto", "cpu"} and self.dtype in {"auto", "float32"}):
             which = f"device {self.device!r}" if self.device not in {"auto", "cpu"} else f"dtype {self.dtype!r}"
             raise ValueError(f"pack_weights: for float32 on a CPU only, contradicts {which}")
+        if self.int8 and self.dtype not in {"auto", "float32"}:
+            raise ValueError(f"int8: true contradicts dtype {self.dtype!r}")
+        if self.int8 and self.pack_weights:
+            raise ValueError("pack_weights: contradicts int8, whose products are others")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +68,8 @@ class EmbedderSettings(CommonSettings):
 
     ``max_length`` cuts inputs at so many tokens (None: the folder's own limit). A batch holds at most ``batch_size``
     texts (None: no limit) and ``batch_tokens`` tokens (None: 1,024 on a CPU; 16,384, padding included, elsewhere).
-    ``use_fp16`` is FlagEmbedding's: float16 on an accelerator, no effect on a CPU. ``int8`` multiplies 8-bit integers
-    on a CPU: faster, not exact; :mod:`runtime.adapters.agreement` says how far off.
+    ``use_fp16`` is FlagEmbedding's: float16 on an accelerator, no effect on a CPU. How far off
+    ``int8`` is, :mod:`runtime.adapters.agreement` says.
 
     ``enable_cache`` keeps vectors on disk: None does as the variable ENABLE_MODEL_CACHE says, and nothing without it.
     The file lies in ``cache_dir`` (None: CACHE_DIR, else the user's cache folder) and holds at most ``cache_bytes``
@@ -72,7 +77,6 @@ class EmbedderSettings(CommonSettings):
     """
 
     use_fp16: bool = False
-    int8: bool = False
     max_length: int | None = None
     batch_size: int | None = None
     batch_tokens: int | None = None
@@ -90,10 +94,6 @@ class EmbedderSettings(CommonSettings):
             raise ValueError(f"use_fp16: true contradicts dtype {self.dtype!r}")
         if self.int8 and self.device not in {"auto", "cpu"}:
             raise ValueError(f"int8: for a CPU only, contradicts device {self.device!r}; use_fp16 is for accelerators")
-        if self.int8 and self.dtype not in {"auto", "float32"}:
-            raise ValueError(f"int8: true contradicts dtype {self.dtype!r}")
-        if self.int8 and self.pack_weights:
-            raise ValueError("pack_weights: contradicts int8, whose products are others")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +146,7 @@ class CausalLmSettings(CommonSettings):
     ``max_length`` limits the context, prompt and answer together, below what the folder's config allows.
     ``chat_template_kwargs`` are passed to the chat template, such as ``skip_reasoning`` of HyperCLOVA X Think.
     ``max_batch_size`` answers are made together at most, with ``max_batch_tokens`` tokens in their caches (None: 16,384
-    on a CPU, 131,072 elsewhere); ``enable_batching`` false makes them one by one. ``int8`` multiplies 8-bit integers on
-    a CPU: faster, not exact.
+    on a CPU, 131,072 elsewhere); ``enable_batching`` false makes them one by one.
     """
 
     max_length: int | None = None
@@ -162,7 +161,6 @@ class CausalLmSettings(CommonSettings):
     use_flash_attention: bool = False
     load_in_8bit: bool = False
     load_in_4bit: bool = False
-    int8: bool = False
     enable_batching: bool = True
     max_batch_size: int = 8
     max_batch_tokens: int | None = None
@@ -180,10 +178,6 @@ class CausalLmSettings(CommonSettings):
             raise ValueError("int8: for a CPU, contradicts load_in_8bit and load_in_4bit, which are for CUDA")
         if self.int8 and self.device not in {"auto", "cpu"}:
             raise ValueError(f"int8: for a CPU only, contradicts device {self.device!r}; load_in_8bit is for CUDA")
-        if self.int8 and self.dtype not in {"auto", "float32"}:
-            raise ValueError(f"int8: true contradicts dtype {self.dtype!r}")
-        if self.int8 and self.pack_weights:
-            raise ValueError("pack_weights: contradicts int8, whose products are others")
 
 
 def check_sampling(temperature: float, top_p: float, repetition_penalty: float) -> None:
@@ -255,7 +249,7 @@ def read_settings(adapter: str, written: Mapping[str, JSON], kind: type[S]) -> S
     hints = get_type_hints(kind)
     known = [item.name for item in dataclasses.fields(kind)]
     values: dict[str, Any] = {}  # Any: each value was coerced to its field's own type
-    for key, value in _flat(written):
+    for key, value in flat_settings(written):
         if key not in hints:
             raise _unknown(adapter, key, known)
         if key in values:
@@ -272,12 +266,8 @@ def read_settings(adapter: str, written: Mapping[str, JSON], kind: type[S]) -> S
     return settings
 
 
-def flat_settings(config: Configured) -> Iterator[tuple[str, JSON]]:
+def flat_settings(written: Mapping[str, JSON]) -> Iterator[tuple[str, JSON]]:
     """Yield a model's settings as they are written, without the headings that group them."""
-    return _flat(config.settings)
-
-
-def _flat(written: Mapping[str, JSON]) -> Iterator[tuple[str, JSON]]:
     for key, value in written.items():
         if key in SECTIONS and isinstance(value, Mapping):
             yield from value.items()

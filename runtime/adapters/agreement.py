@@ -80,7 +80,7 @@ def compare(exact: Vectors, other: Vectors) -> Agreement:
 
 def _vectors(config: ModelConfig, texts: Sequence[str], *, int8: bool) -> Vectors:
     own: dict[str, JSON] = {"device": "cpu", "int8": int8, "pack_weights": False}  # memory matters here, not speed
-    written = {key: value for key, value in flat_settings(config) if key != "use_fp16"}  # for accelerators
+    written = {key: value for key, value in flat_settings(config.settings) if key != "use_fp16"}  # for accelerators
     settings = {**written, **own}
     adapter = load_adapter(dataclasses.replace(config, settings=settings))
     if not isinstance(adapter, Embedder):

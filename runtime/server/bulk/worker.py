@@ -63,7 +63,7 @@ def load_embedder(config: ModelConfig) -> Embedder:
         AdapterError: It can't be loaded.
         UsageError: It generates text.
     """
-    settings: dict[str, JSON] = {"pack_weights": False, **dict(flat_settings(config)), "enable_cache": False}
+    settings: dict[str, JSON] = {"pack_weights": False, **dict(flat_settings(config.settings)), "enable_cache": False}
     if config.adapter in {"causal-lm", "hcx"}:
         raise UsageError(f"model {config.name!r} generates text, it gives no vectors", hint="--model NAME")
     adapter = load_adapter(replace(config, settings=settings))
