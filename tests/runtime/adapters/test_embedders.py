@@ -302,12 +302,12 @@ def test_out_of_memory_halves_the_batch_and_gives_up_at_one(xlmr: Path, m3: BgeM
     whole, sizes = encoder.network, []
 
     def scarce(limit: int) -> Any:  # noqa: ANN401 - stands for the network
-        def forward(**inputs: Any) -> Any:  # noqa: ANN401 - as above
-            count = int((inputs["input_ids"] == 0).sum())  # each text begins with one
+        def forward(input_ids: torch.Tensor, **more: object) -> object:
+            count = int((input_ids == 0).sum())  # each text begins with one
             sizes.append(count)
             if count > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return whole(**inputs)
+            return whole(input_ids=input_ids, **more)
 
         return forward
 

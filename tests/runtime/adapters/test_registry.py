@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bundler.spec import ADAPTERS as SPEC_ADAPTERS
 from manifests.errors import AdapterError
 from manifests.modelsettings import (
+    KINDS,
     REFUSED,
     BgeM3Settings,
     CausalLmSettings,
@@ -25,6 +27,10 @@ pytestmark = pytest.mark.models
 
 def config(settings: Mapping[str, JSON], adapter: str = "bge-m3", directory: Path = Path("nowhere")) -> ModelConfig:
     return ModelConfig(name="m", adapter=adapter, directory=directory, settings=settings)
+
+
+def test_every_adapter_has_settings_and_a_place_in_a_spec() -> None:
+    assert set(ADAPTERS) == set(KINDS) == set(SPEC_ADAPTERS)
 
 
 def test_importing_the_package_imports_no_torch() -> None:
