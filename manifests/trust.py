@@ -6,7 +6,7 @@ namespace, is valid at the time of the check, is not revoked and verifies; a thr
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -16,6 +16,17 @@ from manifests.sshsig import BUNDLE_NAMESPACE, PublicKey, SshSignature, parse_pu
 _CLOCK: Final = "%Y-%m-%d %H:%M:%SZ"
 _OPTION: Final = re.compile(r'([A-Za-z-]+)(?:="([^"]*)")?(,|(?=[ \t]))')
 _KEY_TYPES: Final = re.compile(r"(?:sk-)?(?:ssh|ecdsa)-[A-Za-z0-9@.-]+")
+_TIME_HINT: Final = (
+    "compare this host's clock (date -u); if it is right, ask the builder to sign with a key that is valid"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a signature doesn't count, and what to do about it where that isn't comparing fingerprints."""
+
+    text: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,20 +39,15 @@ class AllowedSigner:
     valid_after: datetime | None = None
     valid_before: datetime | None = None
 
-    def is_out_of_time(self, now: datetime) -> bool:
-        """Return whether the key isn't valid yet, or isn't any more."""
-        early = self.valid_after is not None and now < self.valid_after
-        return early or (self.valid_before is not None and now > self.valid_before)
-
-    def problem(self, namespace: str, now: datetime) -> str | None:
+    def problem(self, namespace: str, now: datetime) -> Problem | None:
         """Return why this signer may not sign in ``namespace`` at ``now``, or None."""
         if self.namespaces and not _matches_list(self.namespaces, namespace):
-            return f"is not allowed in namespace {namespace}"
+            return Problem(f"is not allowed in namespace {namespace}")
         clock = f"judged at {now:{_CLOCK}}"
         if self.valid_after is not None and now < self.valid_after:
-            return f"is valid only after {self.valid_after:{_CLOCK}}, {clock}"
+            return Problem(f"is valid only after {self.valid_after:{_CLOCK}}, {clock}", _TIME_HINT)
         if self.valid_before is not None and now > self.valid_before:
-            return f"was valid only before {self.valid_before:{_CLOCK}}, {clock}"
+            return Problem(f"was valid only before {self.valid_before:{_CLOCK}}, {clock}", _TIME_HINT)
         return None
 
 
@@ -104,7 +110,7 @@ def verify_signatures(
     if not signatures:
         raise TrustError("the bundle is not signed", hint="on the builder's side: bundler sign BUNDLE --key FILE")
     counted: dict[bytes, VerifiedSigner] = {}
-    problems: list[_Problem] = []
+    problems: list[Problem] = []
     for signature in signatures:
         verdict = _judge(message, signature, trust, namespace, now)
         if isinstance(verdict, VerifiedSigner):
@@ -112,53 +118,45 @@ def verify_signatures(
         else:
             problems.append(verdict)
     if len(counted) < threshold:
-        hint = next((problem.hint for problem in problems if problem.hint), _HINT if problems else _TOO_FEW_HINT)
-        raise TrustError(_explain(counted.values(), problems, threshold), hint=hint)
+        hints = {problem.hint for problem in problems} or {_TOO_FEW_HINT}
+        hint = hints.pop() if len(hints) == 1 else ""  # whoever adds a block doesn't choose what is advised
+        raise TrustError(_explain(counted.values(), problems, threshold), hint=hint or _HINT)
     return tuple(counted.values())
-
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    """Why a signature doesn't count, and what to do about it where that isn't comparing fingerprints."""
-
-    text: str
-    hint: str = ""
 
 
 _LINE_HINT: Final = "give the allowed_signers file of the kit; a .pub file is not one, since it doesn't say who"
 _HINT: Final = "compare fingerprints with the builder by another way than the medium (ssh-keygen -l -f KEY.pub)"
 _TOO_FEW_HINT: Final = "ask for the signatures that are missing: bundler sign BUNDLE --key FILE, by someone else's key"
-_REVOKED_HINT: Final = "ask the builder for a signature by a key that isn't revoked, and why this one still signs"
-_TIME_HINT: Final = (
-    "compare this host's clock (date -u); if it is right, ask the builder to sign with a key that is valid"
-)
+_REVOKED_HINT: Final = "ask the builder for a signature by a key that isn't revoked"
 
 
 def _judge(
     message: bytes, signature: SshSignature, trust: TrustRoot, namespace: str, now: datetime
-) -> VerifiedSigner | _Problem:
+) -> VerifiedSigner | Problem:
     """Return the signer if the signature counts, else why not; a bad signature of a listed key is an error at once."""
     fingerprint = signature.key.fingerprint
     listed = [signer for signer in trust.signers if signer.key.blob == signature.key.blob]
     if not listed:
-        return _Problem(f"key {fingerprint} is not among the allowed signers")
+        return Problem(f"key {fingerprint} is not among the allowed signers")
     if signature.key.blob in trust.revoked:
-        return _Problem(f"key {fingerprint} ({listed[0].principals}) is revoked", _REVOKED_HINT)
+        return Problem(f"key {fingerprint} ({listed[0].principals}) is revoked", _REVOKED_HINT)
     if signature.namespace != namespace:
-        return _Problem(f"key {fingerprint} signed for namespace {signature.namespace!r}, expected {namespace!r}")
+        return Problem(f"key {fingerprint} signed for namespace {signature.namespace!r}, expected {namespace!r}")
     if not signature.verifies(message, namespace):
         who = f"{listed[0].principals} ({fingerprint})"
         msg = f"the signature by {who} does not fit the manifest: one of the two was changed"
         raise TrustError(msg, hint="copy the bundle again from its source, and report this if it happens twice")
-    problems = [signer.problem(namespace, now) for signer in listed]
-    for signer, problem in zip(listed, problems, strict=True):
+    problems = []
+    for signer in listed:
+        problem = signer.problem(namespace, now)
         if problem is None:
             return VerifiedSigner(principals=signer.principals, fingerprint=fingerprint)
-    hint = _TIME_HINT if any(signer.is_out_of_time(now) for signer in listed) else ""
-    return _Problem(f"key {fingerprint} ({listed[0].principals}) {problems[0]}", hint)
+        problems.append(problem)
+    first = problems[0]
+    return replace(first, text=f"key {fingerprint} ({listed[0].principals}) {first.text}")
 
 
-def _explain(counted: Iterable[VerifiedSigner], problems: Iterable[_Problem], threshold: int) -> str:
+def _explain(counted: Iterable[VerifiedSigner], problems: Iterable[Problem], threshold: int) -> str:
     good = [f"{signer.principals} ({signer.fingerprint})" for signer in counted]
     have = f"{len(good)} of {threshold} trusted signatures"
     return "; ".join(

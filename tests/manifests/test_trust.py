@@ -143,10 +143,7 @@ def hint_of(slot: bytes, trust: TrustRoot, threshold: int = 1) -> str | None:
 def test_what_to_do_follows_from_what_is_wrong(key: Key, second_key: Key) -> None:
     slot = sign_slot(MESSAGE, key)
     revoked = replace(key.trust, revoked=frozenset({key.public.blob}))
-    assert (
-        hint_of(slot, revoked)
-        == "ask the builder for a signature by a key that isn't revoked, and why this one still signs"
-    )
+    assert hint_of(slot, revoked) == "ask the builder for a signature by a key that isn't revoked"
     clock = "compare this host's clock (date -u); if it is right, ask the builder to sign with a key that is valid"
     for option in ('valid-before="20250101Z"', 'valid-after="20400101Z"'):
         assert hint_of(slot, parse(f"a {option} {key.public.line}\n")) == clock
@@ -155,6 +152,7 @@ def test_what_to_do_follows_from_what_is_wrong(key: Key, second_key: Key) -> Non
         "ask for the signatures that are missing: bundler sign BUNDLE --key FILE, by someone else's key"
     )
     assert hint_of(slot + sign_slot(MESSAGE, second_key), key.trust, 2) == HINT
+    assert hint_of(slot + sign_slot(MESSAGE, second_key), revoked) == HINT
 
 
 def test_a_malformed_slot(key: Key) -> None:

@@ -13,7 +13,7 @@ import pytest
 from bundler.sealing.keys import allowed_signers_line, check_identity, generate_signer, load_signer, write_key
 from manifests.errors import DiskError, TrustError, UsageError
 from manifests.sshsig import BUNDLE_NAMESPACE, REHEARSAL_NAMESPACE
-from manifests.trust import parse_allowed_signers, verify_signatures
+from manifests.trust import Problem, parse_allowed_signers, verify_signatures
 from tests.factories import NOW
 
 WHO = "release@example.com"
@@ -192,4 +192,4 @@ def test_identities_that_are_fine(identity: str) -> None:
     check_identity(identity)
     (signer,) = parse_allowed_signers(allowed_signers_line(generate_signer().key, identity), where="x").signers
     assert signer.principals == identity
-    assert signer.problem("git", NOW) == "is not allowed in namespace git"
+    assert signer.problem("git", NOW) == Problem("is not allowed in namespace git")
